@@ -1,0 +1,16 @@
+from setuptools import setup
+
+from peps_common import __version__
+
+SCRIPTS = ("full_maja_process", "full_maja_download", "peps_maja_process", "peps_maja_download")
+
+setup(
+    name="peps_maja",
+    version=__version__,
+    description="Order and download Sentinel-2 images corrected by MAJA from a PEPS service",
+    python_requires=">=3.9",
+    py_modules=[*SCRIPTS, "peps_common"],
+    install_requires=["requests"],
+    extras_require={"progress": ["tqdm"], "test": ["hypothesis", "pytest", "pywps", "tqdm", "trustme"]},
+    entry_points={"console_scripts": [f"{script} = {script}:main" for script in SCRIPTS]},
+)
