@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
+from shlex import quote
 
 import peps_common as common
 from peps_common import L1C, PepsError, Status
@@ -86,7 +87,10 @@ def run(args, console: common.Console) -> Status:
     answer = common.order(common.Service(args.server, account), url, args.log, args.force)
     console.say(f"ordered job {answer.job_id}: tile {args.tile}, {args.start_date} to {args.end_date}")
     console.say(f"its status: {answer.status_location}")
-    console.say(f"when it has run, usually by tomorrow: python full_maja_download.py -a {args.auth} -l {args.log}")
+    console.say(
+        "when it has run, usually by tomorrow: "
+        f"python full_maja_download.py -a {quote(str(args.auth))} -l {quote(str(args.log))}"
+    )
     return Status.OK
 
 

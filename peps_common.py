@@ -1,27 +1,23 @@
 """What the four PEPS/MAJA scripts share.
 
 From top to bottom: outcomes and messages, the command line, the account, documents (pure parsing), the network
-(`Service`), files, downloads, and the follow-up of jobs. Importing this module has no effect and loads the
-standard library alone: requests comes in when a `Service` is made, so that a typing error or `-h` answers at once.
+(`Service`), files, downloads, and the follow-up of jobs. Importing this module has no effect and loads little:
+requests comes in when a `Service` is made, and values are NamedTuples because dataclasses alone would make `-h` a
+third slower, so that a typing error or `-h` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import ipaddress
 import itertools
-import json
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -66,12 +62,7 @@ def worst(statuses: Iterable[Status]) -> Status:
 
 
 class PepsError(Exception):
-    """An expected failure: one line for the user, and the exit status it leads to.
-
-    `general` says that whatever is tried next will fail in the same way.
-    """
-
-    general = False
+    """An expected failure: one line for the user, and the exit status it leads to."""
 
     def __init__(self, message: str, status: Status = Status.FAILED):
         super().__init__(message)
@@ -79,9 +70,7 @@ class PepsError(Exception):
 
 
 class General(PepsError):
-    """The account is refused, or the service cannot be reached at all."""
-
-    general = True
+    """The account is refused, or the service cannot be reached: whatever is tried next will fail in the same way."""
 
 
 class Gone(PepsError):
@@ -119,6 +108,11 @@ def human(size: float) -> str:
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 product, 2 products."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 class Console:
     """Where words go: news and results to stdout, errors and the progress bar to stderr."""
 
@@ -127,7 +121,6 @@ class Console:
         self.quiet = False
         self.bar = None
         self._positions: dict[Path, int] = {}
-        self._lock = threading.Lock()
 
     def say(self, text: str, news: bool = False) -> None:
         """Print to stdout; with -q only if it is news."""
@@ -135,8 +128,8 @@ class Console:
             self._print(text, sys.stdout)
 
     def error(self, text: str) -> None:
-        """Print one line to stderr, -q or not."""
-        self._print(f"{self.prog}: {text}", sys.stderr)
+        """Print one line to stderr, -q or not, whatever the text quotes."""
+        self._print(f"{self.prog}: {clean(text, 4000)}", sys.stderr)
 
     def _print(self, text: str, stream) -> None:
         above = self.bar.external_write_mode(file=stream) if self.bar else contextlib.nullcontext()
@@ -150,26 +143,29 @@ class Console:
     @contextlib.contextmanager
     def progress(self, products: list[Product]) -> Iterator[None]:
         """Show a bar while the block runs, if stderr is a terminal and tqdm is installed."""
-        try:
-            if self.quiet or not sys.stderr.isatty():
-                raise ImportError
-            from tqdm import tqdm
-        except ImportError:
+        tqdm = None
+        if products and not self.quiet and sys.stderr and sys.stderr.isatty():
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
+        if tqdm is None:
             yield
             return
+        from threading import Lock
+
+        self._lock = Lock()
         self._positions = {product.path: product.partial for product in products}
-        known = [product.size or 0 for product in products]
-        with tqdm(
-            total=sum(known) or None, initial=sum(self._positions.values()), unit="B", unit_scale=True
-        ) as self.bar:
-            self.count(0, len(products))
-            yield
-        self.bar = None
+        total, there = sum(product.size or 0 for product in products), sum(self._positions.values())
+        try:
+            with tqdm(total=total or None, initial=there, unit="B", unit_scale=True) as self.bar:
+                self.count(0, len(products))
+                yield
+        finally:
+            self.bar = None
 
     def count(self, done: int, total: int) -> None:
         """Tell the bar how many products are done."""
         if self.bar is not None:
-            self.bar.set_description(f"{done}/{total} products")
+            self.bar.set_description(f"{done}/{plural(total, 'product')}")
 
     def position(self, path: Path, size: int) -> None:
         """Tell the bar how many bytes of a product are on disk; called from the downloading threads."""
@@ -256,7 +252,7 @@ def server_url(text: str) -> str:
         good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
     except ValueError:
         good = False
-    if not good or "@" in parts.netloc or parts.query or parts.fragment:
+    if not good or "@" in parts.netloc or parts.query or parts.fragment or " " in clean(text):
         # The text is not echoed: it may hold a password.
         raise argparse.ArgumentTypeError(
             "the server (--server or $PEPS_URL) must look like https://peps.cnes.fr, without account or query"
@@ -279,10 +275,11 @@ def tile(text: str) -> str:
 
     Zone 01 to 60, band C to X, column A to Z, row A to V, none of them I or O.
     """
-    found = re.fullmatch(r"T?((?:0[1-9]|[1-5][0-9]|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])", text.upper())
+    pattern = r"T?((?:0[1-9]|[1-5][0-9]|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])"
+    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
     if not found:
         raise argparse.ArgumentTypeError(f"'{text}' is not a Sentinel-2 tile such as 31TCJ")
-    return found[1]
+    return found[1].upper()
 
 
 def number(kind: type, low: float, high: float, what: str) -> Callable[[str], float]:
@@ -290,7 +287,7 @@ def number(kind: type, low: float, high: float, what: str) -> Callable[[str], fl
 
     def convert(text: str) -> float:
         try:
-            value = kind(text)
+            value = kind(text if "_" not in text else "")  # Python reads 5_1 as 51
         except ValueError:
             value = float("nan")
         if not low <= value <= high:
@@ -311,8 +308,6 @@ def run_script(parser: Parser, run: Callable[[argparse.Namespace, Console], Stat
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # an accent must not stop a run under LANG=C
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, terminate)
     console = Console(parser.prog)
     try:
         return int(_parse_and_run(parser, run, sys.argv[1:] if argv is None else argv, console))
@@ -325,7 +320,7 @@ def run_script(parser: Parser, run: Callable[[argparse.Namespace, Console], Stat
         console.error(str(stop) or "interrupted; the same command goes on from here")
         return int(Status.TERMINATED if isinstance(stop, Terminated) else Status.INTERRUPTED)
     except OSError as err:
-        console.error(f"{os_reason(err)}; mend that and run this again")
+        console.error(f"{os_reason(err)}; put that right and run this again")
         return int(Status.FAILED)
 
 
@@ -340,6 +335,10 @@ def _parse_and_run(parser, run, argv, console) -> Status:
     if surplus:
         console.error(f"warning: ignored: {' '.join(surplus)}")
     console.quiet = args.quiet
+    import signal
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, terminate)
     return run(args, console)
 
 
@@ -348,10 +347,10 @@ def terminate(signum, frame):
     raise Terminated
 
 
-def os_reason(err: OSError) -> str:
-    """An OSError in words, with its file."""
+def os_reason(err: OSError, path: Path | None = None) -> str:
+    """An OSError in words, with its file; `path` is for those that do not know it."""
     words = err.strerror or str(err) or type(err).__name__
-    return f"{err.filename}: {words}" if err.filename else words
+    return f"{err.filename or path}: {words}" if err.filename or path else words
 
 
 # The account, and who may see it
@@ -397,8 +396,10 @@ def read_account(path: Path, console: Console) -> Account:
     return account
 
 
-def address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address that a host is, None for a name."""
+def address(host: str):
+    """The `ipaddress` value that a host is, None for a name."""
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -465,8 +466,7 @@ class State(Enum):
         self.status = status
 
 
-@dataclass(frozen=True)
-class WpsAnswer:
+class WpsAnswer(NamedTuple):
     """A WPS 1.0.0 answer: an ExecuteResponse (also kept as the log), a status document or a refusal.
 
     `state` is the name of the element in Status (`ProcessAccepted` ... `ProcessFailed`), or `Refused`.
@@ -557,6 +557,8 @@ def parse_xml(document: bytes):
 
 def parse_json(document: bytes):
     """The value of a JSON document; raises Unreadable."""
+    import json
+
     try:
         return json.loads(document)
     except (ValueError, RecursionError) as err:
@@ -572,6 +574,8 @@ class JsonError(NamedTuple):
 
 def parse_json_error(document: bytes) -> JsonError | None:
     """The error in a document, None if it is none."""
+    if b'"Error' not in document:
+        return None
     try:
         error = parse_json(document)
     except Unreadable:
@@ -582,8 +586,7 @@ def parse_json_error(document: bytes) -> JsonError | None:
     return JsonError(int(code) if re.fullmatch("[0-9]{3}", code) else 400, clean(error.get("ErrorMessage") or ""))
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """A job's JSON report. `progress` is text for people; `results` are URLs, too cloudy ones among them."""
 
     state: State
@@ -690,8 +693,9 @@ def product_name(url: str) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name from the service is one visible path component, on any system."""
-    return bool(name) and name.isprintable() and name[0] != "." and not set(name) & set('/\\:*?"<>|')
+    """Whether a name from the service is one visible path component, on any system, with room for `.part`."""
+    plain = bool(name) and name.isprintable() and name[0] != "." and not set(name) & set('/\\:*?"<>|')
+    return plain and len(name.encode()) <= 250
 
 
 class Acquisition(NamedTuple):
@@ -710,8 +714,7 @@ def acquisition(name: str) -> Acquisition | None:
     return Acquisition("S2" + found[1], found[2], found[3]) if found else None
 
 
-@dataclass(frozen=True)
-class L1C:
+class L1C(NamedTuple):
     """One product of the catalogue; `date` is YYYYMMDD, UTC."""
 
     name: str
@@ -864,28 +867,23 @@ class Service:
             raise self._refusal(response, what)
 
     def read(self, url: str, what: str, parse: Callable[[bytes], object]) -> tuple[bytes, object]:
-        """A document byte for byte, and its value; raises PepsError with the host's name."""
-        document = self.fetch(url, what)
-        try:
-            return document, parse(document)
-        except Unreadable as err:
-            raise PepsError(f"{host_of(url)} sent {err}, for the {what}", err.status) from err
-
-    def fetch(self, url: str, what: str) -> bytes:
-        """The whole body of a document of at most 16 MiB."""
+        """A document of at most 16 MiB byte for byte, and its value; raises PepsError."""
         for attempt in range(TRIES):
             try:
                 with self.open(url, what) as response:
-                    body = self._body(response, what)
-                    break
+                    document = self._body(response, what)
+                break
             except (self._errors.RequestException, OSError) as err:
                 if attempt == TRIES - 1:
                     raise self._network_error(url, what, err) from err
                 time.sleep(BACKOFF_S * attempt)
-        error = parse_json_error(body) if len(body) < 4096 else None
+        error = parse_json_error(document)
         if error:
             raise self._refusal(response, what, error.code, error.message)
-        return body
+        try:
+            return document, parse(document)
+        except Unreadable as err:
+            raise PepsError(f"{host_of(url)} sent {err}, for the {what}", err.status) from err
 
     def _body(self, response, what: str, limit: int = DOCUMENT_MAX_BYTES) -> bytes:
         body = bytearray()
@@ -925,7 +923,7 @@ class Service:
         """Ask the service to bring a job's report up to date; a report that stays old is still a report."""
         with contextlib.suppress(PepsError):
             flags = "status=false&storeExecuteResponse=false"
-            self.fetch(execute_url(self.base, "PROCESSING_STATUS", {"wps_id": job_id}, flags), "refresh")
+            self.read(execute_url(self.base, "PROCESSING_STATUS", {"wps_id": job_id}, flags), "refresh", parse_wps)
 
     def submit(self, url: str) -> bytes:
         """Send an execute request, once, and return the answer byte for byte.
@@ -966,7 +964,8 @@ class Service:
         host = host_of(url)
         if "certificate verify failed" in str(err):
             return PepsError(f"{host} cannot prove that it is {host} ({reason(err)}); nothing was sent to it")
-        if isinstance(err, ValueError):  # InvalidURL, InvalidSchema and their kin are ValueErrors
+        # InvalidURL, InvalidSchema and their kin are ValueErrors; so is a header that contradicts itself.
+        if isinstance(err, ValueError) and not isinstance(err, self._errors.InvalidHeader):
             return PepsError(f"the address of the {what}, '{clean(url)}', is refused: {clean(err)}")
         return PepsError(
             f"the {what} cannot be had from {host}, tried {TRIES} times ({reason(err)}); "
@@ -1024,7 +1023,7 @@ class Service:
             before = len(found)
             for feature in page.features:
                 product = L1C.from_feature(feature)
-                found.setdefault(product.name if product else json.dumps(feature, sort_keys=True), feature)
+                found.setdefault(product.name if product else repr(feature), feature)
             merged = merged or page.document
             more = len(page.features) >= PAGE_RECORDS if page.more is None else page.more
             # A server that does not know `page` sends the same one for ever.
@@ -1074,6 +1073,11 @@ def execute_url(base: str, identifier: str, inputs: dict[str, object], flags: st
 # Files
 
 
+def part_path(path: Path) -> Path:
+    """Where a file grows."""
+    return path.parent / f"{path.name}.part"
+
+
 @contextlib.contextmanager
 def part_file(path: Path, wait: bool = False):
     """Open `<path>.part`, which grows beside `path` until `commit` gives it its name, and lock it.
@@ -1086,7 +1090,7 @@ def part_file(path: Path, wait: bool = False):
     PepsError
         Status 75 when another run holds it and `wait` is false.
     """
-    part = path.with_name(path.name + ".part")
+    part = part_path(path)
     while True:
         file = open(part, "ab", buffering=0)  # noqa: SIM115  (closed below, and by the end of the process)
         try:
@@ -1101,7 +1105,7 @@ def part_file(path: Path, wait: bool = False):
         yield file
     finally:
         if not file.closed and is_same(file, part) and part.stat().st_size == 0:
-            release(file)
+            close_on_windows(file)
             part.unlink()
         file.close()
 
@@ -1130,9 +1134,9 @@ def is_same(file, path: Path) -> bool:
         return False
 
 
-def release(file) -> None:
-    """Make an open file ready to be renamed or removed."""
-    if os.name == "nt":  # elsewhere it stays open, and locked, until it has its new name
+def close_on_windows(file) -> None:
+    """Where an open file cannot be renamed or removed, close it; elsewhere it stays locked until that is done."""
+    if os.name == "nt":
         file.close()
 
 
@@ -1146,9 +1150,8 @@ def write(file, chunk: bytes) -> None:
 def commit(file, path: Path) -> None:
     """Give a part file its name, so that a machine that dies at any moment has the old file or the new one."""
     os.fsync(file.fileno())
-    part = path.with_name(path.name + ".part")
-    release(file)
-    os.replace(part, path)
+    close_on_windows(file)
+    os.replace(part_path(path), path)
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -1177,7 +1180,7 @@ def make_folder(folder: Path) -> None:
 def sibling(log: Path, suffix: str) -> Path:
     """The file beside a log: `X.stat` or `X.json` for `X.log`; the suffix is added to any other name."""
     stem = log.name[: -len(".log")] if log.name.endswith(".log") else log.name
-    return log.with_name(stem + suffix)
+    return log.parent / (stem + suffix)
 
 
 def read_log(log: Path) -> WpsAnswer:
@@ -1241,7 +1244,7 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> WpsAnsw
             part.truncate(0)
         except OSError as err:
             raise PepsError(
-                f"log file {os_reason(err)}; nothing was sent, choose another log file", Status.USAGE
+                f"log file {os_reason(err, log)}; nothing was sent, choose another log file", Status.USAGE
             ) from err
         if not force:
             refuse_held(log)
@@ -1259,7 +1262,7 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> WpsAnsw
             commit(part, log)
         except OSError as err:
             raise PepsError(
-                f"job {answer.job_id} is ordered, but its log cannot be written ({os_reason(err)}); "
+                f"job {answer.job_id} is ordered, but its log cannot be written ({os_reason(err, log)}); "
                 f"keep this line: its statusLocation is {answer.status_location}"
             ) from err
     if not answer.holds_job:
@@ -1281,36 +1284,9 @@ def refuse_held(log: Path) -> None:
         )
 
 
-def read_list(path: Path) -> list[str]:
-    """The products of a product list, each once, in order; raises PepsError (status 2) if it is none."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as err:
-        raise PepsError(f"product list {os_reason(err)}; give the one that the order wrote", Status.USAGE) from err
-    except ValueError as err:
-        raise PepsError(f"product list {path} is not a text file", Status.USAGE) from err
-    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-    wrong = [name for name in names if not is_file_name(name)]
-    if wrong or not names:
-        raise PepsError(f"product list {path} {f'has a line {wrong[0]!r}' if wrong else 'is empty'}", Status.USAGE)
-    return names
-
-
-def add_to_list(path: Path, name: str = "") -> None:
-    """Add a product to a product list, durably, unless it is there; without a name, see that it can be written."""
-    try:
-        with open(path, "a+b") as file:
-            file.seek(0)
-            text = file.read()
-            if name and name.encode() not in text.split():
-                file.write(b"\n" * (text[-1:] not in (b"", b"\n")) + name.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as err:
-        raise PepsError(f"product list {os_reason(err)}; choose another one with -p", Status.USAGE) from err
-
-
 def write_json(path: Path, value: object) -> None:
+    import json
+
     write_whole(path, json.dumps(value, indent=1).encode())
 
 
@@ -1346,22 +1322,20 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
 # Downloads
 
 
-@dataclass(eq=False)
 class Product:
     """One product to be had: where from, where to, and what became of it."""
 
-    url: str
-    path: Path
-    job: str
-    size: int | None = None
-    downloaded: bool = False
-    status: Status = Status.NOT_YET
+    def __init__(self, url: str, path: Path, job: str):
+        self.url, self.path, self.job = url, path, job
+        self.size: int | None = None
+        self.downloaded = False
+        self.status = Status.NOT_YET
 
     @property
     def partial(self) -> int:
         """Bytes that an earlier run left."""
         try:
-            return self.path.with_name(self.path.name + ".part").stat().st_size
+            return part_path(self.path).stat().st_size
         except FileNotFoundError:
             return 0
 
@@ -1520,22 +1494,17 @@ def require_space(path: Path, need: int) -> None:
 # The follow-up of jobs
 
 
-@dataclass(eq=False)
 class Job:
     """One job of a run: its files, and how it stands as far as this run knows."""
 
-    name: str
-    log: Path
-    status_file: Path
-    report_file: Path
-    answer: WpsAnswer = WpsAnswer("")
-    state: State = State.UNREACHED
-    report: Report | None = None
-    words: str = ""
-    asked: bool = False
-    products: list[Product] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    cloudy: int = 0
+    def __init__(self, name: str, log: Path, status_file: Path, report_file: Path):
+        self.name, self.log, self.status_file, self.report_file = name, log, status_file, report_file
+        self.answer = WpsAnswer("")
+        self.state, self.words, self.asked = State.UNREACHED, "", False
+        self.report: Report | None = None
+        self.products: list[Product] = []
+        self.refused: list[str] = []
+        self.cloudy: list[str] = []
 
     @property
     def status(self) -> Status:
@@ -1599,7 +1568,7 @@ class FollowUp:
                 self._conclude(job, State.WRONG_LOG, str(err))
         self._look_on_disk(self._wanted())
         for job in self.jobs:
-            if job.report and all(product.status == Status.OK for product in job.products):
+            if job.report and not job.refused and all(product.status == Status.OK for product in job.products):
                 self._conclude(job, State.FINISHED)
             else:
                 self._take(job, None)
@@ -1616,28 +1585,27 @@ class FollowUp:
 
     def _take(self, job: Job, report: Report | None) -> None:
         """Make a report the job's: which products it brings, how many were too cloudy, what is refused."""
-        job.report, job.products, job.refused, job.cloudy = report, [], [], 0
+        job.report, job.products, job.refused, job.cloudy = report, [], [], []
         for url in report.results if report else ():
             try:
                 if "NOVALD" in url.rpartition("/")[2]:
-                    job.cloudy += 1
+                    job.cloudy.append(url.rpartition("/")[2])
                 else:
                     path = self.folder / product_name(url)
-                    job.products.append(self.products.setdefault(path, Product(url, path, job.name)))
+                    product = self.products.setdefault(path, Product(url, path, job.name))
+                    product.url = url
+                    job.products.append(product)
             except PepsError as err:
                 job.refused.append(str(err))
 
     def _look_on_disk(self, products: list[Product]) -> None:
         """Find out which products are there already, and whole."""
 
-        def look(product: Product) -> None:
-            if zip_problem(product.path, self.check) is None:
+        there = [product for product in products if product.status == Status.NOT_YET and product.path.exists()]
+        problems = side_by_side(lambda product: zip_problem(product.path, self.check), there, self.at_once, True)
+        for product, problem in zip(there, problems):
+            if problem is None:
                 product.status = Status.OK
-
-        for _ in side_by_side(
-            look, [p for p in products if p.status == Status.NOT_YET and p.path.exists()], self.at_once
-        ):
-            pass
 
     def _ask(self, jobs: list[Job]) -> None:
         """Ask how jobs stand, side by side."""
@@ -1656,7 +1624,7 @@ class FollowUp:
         except PepsError as err:
             return job, State.UNREACHED if err.status == Status.NOT_YET else State.REFUSED, None, str(err)
         except OSError as err:
-            return job, State.REFUSED, None, f"{os_reason(err)}; mend that and run this again"
+            return job, State.REFUSED, None, f"{os_reason(err)}; put that right and run this again"
 
     def _state_of(self, job: Job) -> tuple[State, Report | None, str]:
         """Status document, refresh, report: the three requests of PROCESSING_STATUS, kept beside the log."""
@@ -1671,12 +1639,8 @@ class FollowUp:
         # In this order: a status document of this job must never stand beside the report of another.
         write_whole(job.report_file, text)
         write_whole(job.status_file, document)
-        return report.state, report if report.state == State.FINISHED else None, self._report_words(report)
-
-    def _report_words(self, report: Report) -> str:
-        if report.state == State.RUNNING:
-            return report.progress or "?"
-        return report.word if report.state == State.UNKNOWN else report.message
+        words = {State.RUNNING: report.progress, State.UNKNOWN: report.word}.get(report.state, report.message)
+        return report.state, report if report.state == State.FINISHED else None, words
 
     def _conclude(self, job: Job, state: State, words: str = "") -> None:
         """Note how a job stands, and say it if that is new."""
@@ -1688,6 +1652,8 @@ class FollowUp:
             self.console.say(line, news=job.asked and state == State.FINISHED)
         else:
             self.console.error(line)
+        for name in job.cloudy if job.asked else ():
+            self.console.say(f"{job.name}: {name}: too cloudy, so there is no product")
         for refusal in job.refused:
             self.console.error(f"{job.name}: {refusal}")
         if state == State.FINISHED and (job.asked or not self.console.quiet):
@@ -1698,12 +1664,12 @@ class FollowUp:
         if job.state == State.WAITING:
             return f"waiting: {hint}; run this again later"
         if job.state == State.RUNNING:
-            return f"running, {job.words} by the service's own optimistic count; {hint}"
+            return f"running, {job.words or '?%'} done by the service's optimistic count; {hint}"
         if job.state == State.UNKNOWN:
             return f"in the state '{job.words}', taken for not finished; run this again later"
         if job.state == State.FINISHED:
-            there = "" if job.asked else ", all on disk"
-            return f"finished, {len(job.products)} products{there}, {job.cloudy} too cloudy"
+            there = ", all on disk" if job.products and not job.asked else ""
+            return f"finished: {plural(len(job.products), 'product')}{there}, {len(job.cloudy)} too cloudy"
         if job.state in (State.FAILED, State.CANCELED):
             return f"{job.state.word}: {job.words or 'the service says no more'}; {hint or 'order again'}"
         return job.words
@@ -1713,8 +1679,8 @@ class FollowUp:
         if report.unprocessed:
             names = f" ({', '.join(report.lost)})" if report.lost else ""
             self.console.error(
-                f"warning: {job.name}: {report.unprocessed} dates were not processed{names}, most likely because the "
-                f"tape robot was overloaded; running this again will not bring them, see {job.report_file}"
+                f"warning: {job.name}: {plural(report.unprocessed, 'date')} not processed{names}, most likely for an "
+                f"overloaded tape robot; running this again will not bring more, see {job.report_file}"
             )
         if not report.results:
             self.console.error(f"warning: {job.name}: finished without any product; see {job.report_file}")
@@ -1754,9 +1720,9 @@ class FollowUp:
             (fitting if need <= room else left).append(product)
             room -= need if need <= room else 0
         if left:
-            need = sum(product.size - product.partial for product in left)
-            words = f"not enough disk space in {self.folder}: {human(free)} free, {len(left)} products of {human(need)}"
-            self._give_up(left, f"{words} are left out; make room and run this again")
+            need = human(sum(product.size - product.partial for product in left))
+            words = f"not enough disk space in {self.folder}: {human(free)} free"
+            self._give_up(left, f"{words}, {plural(len(left), 'product')} of {need} left out; make room and run again")
         return fitting
 
     def _fetch(self, product: Product) -> tuple[Product, str]:
@@ -1770,10 +1736,10 @@ class FollowUp:
             return product, f"{name}: {err}"
         except OSError as err:
             product.status = Status.FAILED
-            return product, f"{name}: {os_reason(err)}; mend that and run this again"
+            return product, f"{name}: {os_reason(err)}; put that right and run this again"
         seconds = max(time.monotonic() - began, 0.001)
         size = product.path.stat().st_size
-        return product, f"{name}: {human(size)} in {seconds:.0f} s, {human(max(0, size - held) / seconds)}/s"
+        return product, f"{name}: {human(size)} in {seconds:.1f} s, {human(max(0, size - held) / seconds)}/s"
 
     def finish(self, missing: int | None = None) -> Status:
         """Say the last line, which sums the run up, and return its exit status.
@@ -1793,7 +1759,7 @@ class FollowUp:
         self.console.say(
             f"Jobs: {', '.join(f'{count} {word}' for word, count in states.items())}. "
             f"Products: {downloaded} downloaded, {counts[Status.OK] - downloaded} on disk, "
-            f"{sum(job.cloudy for job in self.jobs)} too cloudy, {missing} missing, {failed} failed, "
+            f"{sum(len(job.cloudy) for job in self.jobs)} too cloudy, {missing} missing, {failed} failed, "
             f"{counts[Status.NOT_YET]} left for the next run.",
             news=bool(downloaded) or any(job.asked and job.ended for job in self.jobs),
         )

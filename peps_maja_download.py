@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import peps_common as common
-from peps_common import Job, State, Status
+from peps_common import Job, PepsError, State, Status
 
 HINTS = {
     State.WAITING: "the computing centre is busy",
@@ -31,6 +31,23 @@ def build_parser() -> common.Parser:
     return parser
 
 
+def read_list(path: Path) -> list[str]:
+    """The products of a product list, each once, in order; raises PepsError (status 2) if it is none."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as err:
+        raise PepsError(
+            f"product list {common.os_reason(err)}; give the one that the order wrote", Status.USAGE
+        ) from err
+    except ValueError as err:
+        raise PepsError(f"product list {path} is not a text file", Status.USAGE) from err
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    wrong = [name for name in names if not common.is_file_name(name)]
+    if wrong or not names:
+        raise PepsError(f"product list {path} {f'has a line {wrong[0]!r}' if wrong else 'is empty'}", Status.USAGE)
+    return names
+
+
 def find_job(name: str, folders: list[Path]) -> Job:
     """A product's job, in the first folder that has its log: it was ordered there, whatever -w says now."""
     logs = [folder / f"{name}.log" for folder in folders]
@@ -40,7 +57,7 @@ def find_job(name: str, folders: list[Path]) -> Job:
 
 def run(args, console: common.Console) -> Status:
     account = common.read_account(args.auth, console)
-    names = common.read_list(args.prod_list)
+    names = read_list(args.prod_list)
     common.make_folder(args.write_dir)
     folders = [args.write_dir, args.prod_list.parent, Path(".")]
     follow = common.FollowUp(

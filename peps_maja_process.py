@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable
@@ -87,6 +89,20 @@ def confirm(count: int, yes: bool, ask: Callable[[str], str] = input) -> None:
         raise PepsError("nothing was ordered, as you said")
 
 
+def add_to_list(path: Path, name: str = "") -> None:
+    """Add a product to a product list, durably, unless it is there; without a name, see that it can be written."""
+    try:
+        with open(path, "a+b") as file:
+            file.seek(0)
+            text = file.read()
+            if name and name.encode() not in text.split():
+                file.write(b"\n" * (text[-1:] not in (b"", b"\n")) + name.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as err:
+        raise PepsError(f"product list {common.os_reason(err)}; choose another one with -p", Status.USAGE) from err
+
+
 def sort_out(products: list[L1C], folder: Path, listed: Path, console: common.Console) -> tuple[list[L1C], set[Status]]:
     """The products to order. Those with a job are put on the list, where a killed run may have left them out."""
     todo, statuses = [], set()
@@ -100,7 +116,7 @@ def sort_out(products: list[L1C], folder: Path, listed: Path, console: common.Co
         if held is None:
             todo.append(product)
         else:
-            common.add_to_list(listed, product.name)
+            add_to_list(listed, product.name)
             console.say(f"{product.name}: ordered before, as job {held.job_id}")
     return todo, statuses
 
@@ -114,10 +130,10 @@ def order_each(products: list[L1C], service: common.Service, folder: Path, liste
         except PepsError as err:
             console.error(f"{product.name}: {err}")
             statuses.add(err.status)
-            if err.general:
+            if isinstance(err, common.General):
                 break
         else:
-            common.add_to_list(listed, product.name)
+            add_to_list(listed, product.name)
             statuses.add(Status.OK)
             console.say(f"{product.name}: ordered job {answer.job_id}, status {answer.status_location}")
     return statuses
@@ -152,7 +168,7 @@ def run(args, console: common.Console) -> Status:
     account = common.read_account(args.auth, console)
     if not args.dry_run:
         common.make_folder(args.write_dir)
-        common.add_to_list(args.prod_list)
+        add_to_list(args.prod_list)
     service = common.Service(args.server, account)
     if args.dry_run:
         console.say(common.search_url(service.base, args.area, args.start_date, args.end_date))
@@ -166,8 +182,8 @@ def run(args, console: common.Console) -> Status:
     done = sum((args.write_dir / f"{product.name}.log").exists() for product in todo)
     console.say(
         f"{len(found)} products found: {len(found) - len(todo)} ordered before, {done} ordered now, "
-        f"{len(todo) - done} not ordered. When they have run: python peps_maja_download.py -a {args.auth} "
-        f"-p {args.prod_list} -w {args.write_dir}"
+        f"{len(todo) - done} not ordered. When they have run: python peps_maja_download.py "
+        f"-a {shlex.quote(str(args.auth))} -p {shlex.quote(str(args.prod_list))} -w {shlex.quote(str(args.write_dir))}"
     )
     return common.worst(statuses | ordered)
 
