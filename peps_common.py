@@ -335,16 +335,45 @@ def _parse_and_run(parser, run, argv, console) -> Status:
     if surplus:
         console.error(f"warning: ignored: {' '.join(surplus)}")
     console.quiet = args.quiet
+    with interruptible():
+        return run(args, console)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """While the block runs, SIGTERM raises Terminated, and no interrupt is lost.
+
+    Python swallows an exception that a signal raises while an object is being finalized. It tells of that, and
+    so the signal can be sent again a moment later.
+    """
     import signal
+    import threading
+
+    main = threading.main_thread()
+
+    def terminate(number, frame):
+        raise Terminated
+
+    def again(number: int) -> None:
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main.ident, number)
+        else:
+            signal.raise_signal(number)
+
+    def swallowed(unraisable) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
+            threading.Timer(0.05, again, [number]).start()
+        else:
+            before(unraisable)
 
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, terminate)
-    return run(args, console)
-
-
-def terminate(signum, frame):
-    """Signal handler for SIGTERM."""
-    raise Terminated
+    before, sys.unraisablehook = sys.unraisablehook, swallowed
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def os_reason(err: OSError, path: Path | None = None) -> str:
@@ -958,11 +987,12 @@ class Service:
 
         cause = getattr(err.args[0], "reason", None) if err.args else None
         before = (self._errors.ConnectTimeout, self._errors.ProxyError, self._errors.InvalidURL)
-        return isinstance(err, before) or isinstance(cause, (ConnectTimeoutError, NewConnectionError, ProxyError))
+        reasons = (ConnectTimeoutError, NewConnectionError, ProxyError)
+        return isinstance(err, before) or isinstance(cause, reasons) or is_untrusted(err)
 
     def _network_error(self, url: str, what: str, err: Exception) -> PepsError:
         host = host_of(url)
-        if "certificate verify failed" in str(err):
+        if is_untrusted(err):
             return PepsError(f"{host} cannot prove that it is {host} ({reason(err)}); nothing was sent to it")
         # InvalidURL, InvalidSchema and their kin are ValueErrors; so is a header that contradicts itself.
         if isinstance(err, ValueError) and not isinstance(err, self._errors.InvalidHeader):
@@ -1044,6 +1074,11 @@ def host_of(url: str) -> str:
         return clean(urlsplit(url).hostname or url, 100)
     except ValueError:
         return clean(url, 100)
+
+
+def is_untrusted(err: BaseException) -> bool:
+    """Whether a network error is a certificate that could not be verified."""
+    return "certificate verify failed" in str(err)
 
 
 def reason(err: BaseException) -> str:
@@ -1542,10 +1577,11 @@ class FollowUp:
         self.console: Console = console
         self.products: dict[Path, Product] = {}
         self.at_once, self.check, self.hints = at_once, check, hints or {}
-        self._connect, self._service = connect, None
+        self._connect, self._service, self._later = connect, None, ""
 
     def run(self, interval_s: float | None, sleep: Callable[[float], None] = time.sleep) -> None:
         """Look once, or every `interval_s` seconds until every job has ended, and download what is finished."""
+        self._later = "run this again later" if interval_s is None else f"asked again in {interval_s / 60:g} min"
         self._settle()
         while True:
             self._ask([job for job in self.jobs if not job.ended])
@@ -1662,11 +1698,11 @@ class FollowUp:
     def _describe(self, job: Job) -> str:
         hint = self.hints.get(job.state, "")
         if job.state == State.WAITING:
-            return f"waiting: {hint}; run this again later"
+            return f"waiting: {hint}; {self._later}"
         if job.state == State.RUNNING:
             return f"running, {job.words or '?%'} done by the service's optimistic count; {hint}"
         if job.state == State.UNKNOWN:
-            return f"in the state '{job.words}', taken for not finished; run this again later"
+            return f"in the state '{job.words}', taken for not finished; {self._later}"
         if job.state == State.FINISHED:
             there = ", all on disk" if job.products and not job.asked else ""
             return f"finished: {plural(len(job.products), 'product')}{there}, {len(job.cloudy)} too cloudy"

@@ -103,38 +103,44 @@ def add_to_list(path: Path, name: str = "") -> None:
         raise PepsError(f"product list {common.os_reason(err)}; choose another one with -p", Status.USAGE) from err
 
 
-def sort_out(products: list[L1C], folder: Path, listed: Path, console: common.Console) -> tuple[list[L1C], set[Status]]:
-    """The products to order. Those with a job are put on the list, where a killed run may have left them out."""
-    todo, statuses = [], set()
+def sort_out(
+    products: list[L1C], folder: Path, listed: Path, console: common.Console
+) -> tuple[list[L1C], list[Status]]:
+    """The products to order, and the status of each other one.
+
+    Those with a job are put on the list, where a killed run may have left them out.
+    """
+    todo, statuses = [], []
     for product in products:
         try:
             held = common.held_job(folder / f"{product.name}.log")
         except PepsError as err:
             console.error(f"{product.name}: {err}")
-            statuses.add(err.status)
+            statuses.append(err.status)
             continue
         if held is None:
             todo.append(product)
         else:
             add_to_list(listed, product.name)
+            statuses.append(Status.OK)
             console.say(f"{product.name}: ordered before, as job {held.job_id}")
     return todo, statuses
 
 
-def order_each(products: list[L1C], service: common.Service, folder: Path, listed: Path, console) -> set[Status]:
-    """Order product by product, each with its log and then its line in the list."""
-    statuses = set()
+def order_each(products: list[L1C], service: common.Service, folder: Path, listed: Path, console) -> list[Status]:
+    """Order product by product, each with its log and then its line in the list; the status of each."""
+    statuses = []
     for product in products:
         try:
             answer = common.order(service, job_url(service.base, product), folder / f"{product.name}.log")
         except PepsError as err:
             console.error(f"{product.name}: {err}")
-            statuses.add(err.status)
+            statuses.append(err.status)
             if isinstance(err, common.General):
                 break
         else:
             add_to_list(listed, product.name)
-            statuses.add(Status.OK)
+            statuses.append(Status.OK)
             console.say(f"{product.name}: ordered job {answer.job_id}, status {answer.status_location}")
     return statuses
 
@@ -176,16 +182,16 @@ def run(args, console: common.Console) -> Status:
             console.say(job_url(service.base, product))
         return Status.OK
     found = find(service, args, console)
-    todo, statuses = sort_out(found, args.write_dir, args.prod_list, console)
+    todo, others = sort_out(found, args.write_dir, args.prod_list, console)
     confirm(len(todo), args.yes)
     ordered = order_each(todo, service, args.write_dir, args.prod_list, console)
-    done = sum((args.write_dir / f"{product.name}.log").exists() for product in todo)
+    before, now = others.count(Status.OK), ordered.count(Status.OK)
     console.say(
-        f"{len(found)} products found: {len(found) - len(todo)} ordered before, {done} ordered now, "
-        f"{len(todo) - done} not ordered. When they have run: python peps_maja_download.py "
+        f"{common.plural(len(found), 'product')} found: {before} ordered before, {now} ordered now, "
+        f"{len(found) - before - now} not ordered. When they have run: python peps_maja_download.py "
         f"-a {shlex.quote(str(args.auth))} -p {shlex.quote(str(args.prod_list))} -w {shlex.quote(str(args.write_dir))}"
     )
-    return common.worst(statuses | ordered)
+    return common.worst(others + ordered)
 
 
 def main(argv=None) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import os
+import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,3 +110,47 @@ def finished_job(run, peps):
         return list(peps.jobs)[-1]
 
     return order
+
+
+@pytest.fixture
+def terminal(launch):
+    """Run a script with all its streams on a terminal of a hundred columns; returns what the terminal shows."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+
+    def terminal(script: str, *argv: object, answer: bytes = b"", status: int = 0) -> str:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
+        process = launch(script, *argv, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux says EIO when the last writer has left
+            while chunk := os.read(ours, 65536):
+                shown += chunk
+                if answer and b"yes/no" in shown:
+                    os.write(ours, answer)
+                    answer = b""
+        os.close(ours)
+        text = shown.decode().replace("\r\n", "\n")
+        assert process.wait(30) == status, text
+        return text
+
+    return terminal
+
+
+@pytest.fixture
+def meeting():
+    """Make a fault that holds the first requests until so many are there; its barrier breaks if they never are."""
+
+    def meeting(count: int):
+        barrier, numbers = threading.Barrier(count), itertools.count(1)
+
+        def gather(handler) -> bool:
+            if next(numbers) <= count:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    barrier.wait(10)
+            return False
+
+        gather.barrier = barrier
+        return gather
+
+    return meeting

@@ -1,0 +1,753 @@
+"""Who gets to see the account: seen from a proxy that stands for the whole internet, over real TLS.
+
+Every host name leads to one local server, which keeps each request and the head that it came with.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import http.server
+import json
+import os
+import re
+import socketserver
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, quote_plus, urlsplit
+
+import pytest
+import requests
+import trustme
+from local_peps import EMAIL, SECRET, hold, make_product, status
+
+import peps_common
+
+OWN = "https://peps.example.test"
+HOSTS = (
+    "example.test",
+    "*.example.test",
+    "*.b.example.test",
+    "*.example.test.evil.test",
+    "evil.test",
+    "evilexample.test",
+)
+PRODUCT = "SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4.zip"
+BODY = make_product(PRODUCT, 1000)
+PERIOD = ("-d", "2017-07-01", "-e", "2018-01-01")
+NETRC = "netrc-user", "netrc-secret"
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+ACCOUNT = basic(EMAIL, SECRET)
+
+
+# ---- the internet
+
+
+class Call(NamedTuple):
+    """A request as it came: `url` without its query, `head` with all header lines; whether it came by the proxy."""
+
+    method: str
+    url: str
+    head: str
+    authorization: str | None
+    proxied: bool
+
+
+class Connection(http.server.BaseHTTPRequestHandler):
+    """A connection to the proxy, which after a CONNECT is one to the host that was asked for."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    origin = None
+
+    def log_message(self, *args):
+        """Be quiet; the calls are kept."""
+
+    def do_CONNECT(self):
+        host, _, port = self.path.lower().rpartition(":")
+        self.server.internet.tunnels.append(host)
+        self.send_response(200)
+        self.end_headers()
+        self.connection = self.server.internet.tls.wrap_socket(self.connection, server_side=True)
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
+        self.origin = f"https://{host}" + (f":{port}" if port != "443" else "")
+        self.close_connection = False
+
+    def do_GET(self):
+        proxied = bool(self.origin) or not self.path.startswith("/")
+        address = self.path if "://" in self.path.partition("?")[0] else f"{self.origin or self.plain()}{self.path}"
+        url = address.partition("?")[0]
+        authorization = self.headers.get("Authorization")
+        head = f"{self.requestline}\n{self.headers}"
+        self.server.internet.calls.append(Call(self.command, url, head, authorization, proxied))
+        code, headers, body = self.server.internet.pages.get(url, (404, {}, b""))
+        self.send_response(code)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def plain(self) -> str:
+        return f"http://{self.headers['Host']}"
+
+    def finish(self):
+        super().finish()
+        self.connection.close()
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def handle_error(self, request, client_address):
+        """Clients that refuse the certificate are part of the tests."""
+
+
+class Internet:
+    """All hosts there are. `pages` are answers by URL; `calls` and `tunnels` are what was asked for."""
+
+    def __init__(self):
+        self.authority = trustme.CA()
+        self.server = Proxy(("127.0.0.1", 0), Connection)
+        self.server.internet = self
+        self.port = self.server.server_address[1]
+        self.reset()
+
+    def reset(self):
+        self.pages: dict[str, tuple[int, dict, bytes]] = {}
+        self.calls: list[Call] = []
+        self.tunnels: list[str] = []
+        self.certify(self.authority)
+
+    def certify(self, authority: trustme.CA, *names: str, **options):
+        """Show a certificate of this authority, for the usual hosts or for these."""
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(*(names or HOSTS), **options).configure_cert(self.tls)
+
+    def show(self, url: str, body: bytes | str):
+        self.pages[url.partition("?")[0]] = (200, {}, body.encode() if isinstance(body, str) else body)
+
+    def move(self, url: str, location: str, code: int = 302):
+        self.pages[url.partition("?")[0]] = (code, {"Location": location}, b"")
+
+    def signed(self) -> dict[str, bool]:
+        """For each URL that was asked for, in order, whether the requests for it carried the account."""
+        carried = {
+            call.url: {other.authorization for other in self.calls if other.url == call.url} for call in self.calls
+        }
+        assert all(found in ({ACCOUNT}, {None}) for found in carried.values()), carried
+        return {url: found == {ACCOUNT} for url, found in carried.items()}
+
+    def require_no_leak(self):
+        """No request but those over https to hosts of the server's domain bears an account, in whatever place."""
+        for call in self.calls:
+            parts = urlsplit(call.url)
+            ours = parts.scheme == "https" and re.fullmatch(r"([a-z0-9-]+\.)*example\.test\.?", parts.hostname)
+            assert call.authorization in (None, ACCOUNT), call
+            assert ours or not found_in(call.head), call
+            assert ours or call.authorization is None, call
+
+
+@pytest.fixture(scope="module")
+def one_internet() -> Iterator[Internet]:
+    internet = Internet()
+    thread = threading.Thread(target=internet.server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield internet
+    internet.server.shutdown()
+    internet.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def internet(one_internet, account, tmp_path_factory, monkeypatch) -> Iterator[Internet]:
+    """The internet, reached through a proxy, and a home whose netrc has an account for every host."""
+    one_internet.reset()
+    home = tmp_path_factory.mktemp("home")
+    one_internet.authority.cert_pem.write_to_path(str(home / "ca.pem"))
+    (home / ".netrc").write_text("default login {} password {}\n".format(*NETRC))
+    (home / ".netrc").chmod(0o600)
+    for name in ("CURL_CA_BUNDLE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(home / "ca.pem"))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{one_internet.port}")
+    monkeypatch.setattr(peps_common, "TRIES", 2)
+    return one_internet
+
+
+# ---- a finished job on it
+
+WPS = '<ExecuteResponse xmlns="http://www.opengis.net/wps/1.0.0" {}><Status>{}</Status>{}</ExecuteResponse>'
+REFERENCE = "<ProcessOutputs><Output><Reference href={}/></Output></ProcessOutputs>"
+SEARCH = f"{OWN}/resto/api/collections/S2ST/search.json"
+EXECUTE = f"{OWN}/resto/wps"
+PLACES = {
+    "status document": f"{OWN}/outputs/1.xml",
+    "report": f"{OWN}/outputs/report.json",
+    "product": f"{OWN}/results/{PRODUCT}",
+}
+
+
+def attribute(text: str) -> str:
+    return '"{}"'.format(text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;"))
+
+
+def documents(places: dict[str, str]) -> dict[str, bytes]:
+    """What stands at each place: the status document leads to the report, and that to the product."""
+    report = {"USER_INFO": {"job_status": "FINISHED", "results": [places["product"]]}}
+    succeeded = WPS.format("", "<ProcessSucceeded/>", REFERENCE.format(attribute(places["report"])))
+    return {"status document": succeeded.encode(), "report": json.dumps(report).encode(), "product": BODY}
+
+
+def follow_up(run, internet: Internet, places: dict[str, str], status: int | None = 0):
+    """Download a finished job whose documents name these places."""
+    internet.show(EXECUTE, WPS.format("", "<ProcessSucceeded/>", ""))
+    location = f"statusLocation={attribute(places['status document'])}"
+    Path("job.log").write_text(WPS.format(location, "<ProcessAccepted/>", ""), "utf-8")
+    return run("full_maja_download", "--server", OWN, "-l", "job.log", status=status)
+
+
+class Place(NamedTuple):
+    """Where a document says that something stands, where it is to be fetched from, and whether with the account."""
+
+    named: str
+    fetched: str
+    signed: bool
+
+
+def same(origin: str, signed: bool) -> Place:
+    return Place(origin, origin, signed)
+
+
+ORIGINS = [
+    same(OWN, True),
+    same("https://vizo.example.test", True),
+    same("https://example.test", True),
+    same("https://a.b.example.test", True),
+    same(f"{OWN}:8443", True),
+    same("https://vizo.example.test:8443", True),
+    Place("HTTPS://PEPS.EXAMPLE.TEST", OWN, True),
+    Place("http://peps.example.test", OWN, True),
+    Place("http://PEPS.example.test", OWN, True),
+    same("http://peps.example.test:8081", False),
+    same("http://vizo.example.test:8081", False),
+    same("http://vizo.example.test", False),
+    same("http://example.test", False),
+    same("https://evil.test", False),
+    same("http://evil.test", False),
+    same("https://peps.example.test.evil.test", False),
+    same("https://evilexample.test", False),
+    Place("https://user:pw@evil.test", "https://evil.test", False),
+    Place("https://peps.example.test@evil.test", "https://evil.test", False),
+    Place("https://peps.example.test:443@evil.test", "https://evil.test", False),
+    Place("https://user:pw@peps.example.test", OWN, True),
+]
+
+
+@pytest.mark.parametrize("what", PLACES)
+@pytest.mark.parametrize("origin", ORIGINS, ids=lambda place: place.named)
+def test_each_host_gets_what_it_may_see(what, origin, run, internet):
+    path = urlsplit(PLACES[what]).path
+    places = {**PLACES, what: origin.named + path}
+    fetched = {**PLACES, what: origin.fetched + path}
+    for name, document in documents(places).items():
+        internet.show(fetched[name], document)
+    follow_up(run, internet, places)
+    assert Path(PRODUCT).read_bytes() == BODY
+    expected = {**dict.fromkeys([EXECUTE, *PLACES.values()], True), fetched[what]: origin.signed}
+    if origin.fetched != OWN:
+        del expected[PLACES[what]]
+    assert internet.signed() == expected
+    internet.require_no_leak()
+    assert all(call.proxied for call in internet.calls)
+
+
+def test_plain_http_with_its_own_port_is_left_as_it_is(run, internet):
+    """Port 80 was named, so that is where it is fetched from, and without the account."""
+    place = f"http://peps.example.test:80/results/{PRODUCT}"
+    places = {**PLACES, "product": place}
+    for name, document in documents(places).items():
+        internet.show(places[name], document)
+        internet.show(places[name].replace(":80/", "/"), document)
+    follow_up(run, internet, places)
+    internet.require_no_leak()
+    assert any(call.url.startswith("http://peps.example.test") for call in internet.calls)
+
+
+TRICKS = [
+    r"https://peps.example.test\@evil.test",
+    r"https://evil.test\@peps.example.test",
+    r"https://evil.test\.peps.example.test",
+    "https://evil.test#@peps.example.test",
+    "https://evil.test?@peps.example.test",
+    "https://peps.example.test#@evil.test",
+    "https://peps.example.test%2eevil.test",
+    "https://peps.example.test%00.evil.test",
+    "https://peps.example.test%23.evil.test",
+    "https://evil.test%2f.example.test",
+    "https://evil.test%23.example.test",
+    "https://peps.example.test\t.evil.test",
+    "https://peps.example.test\n.evil.test",
+    "https://peps.example.test .evil.test",
+    "https://evil.test\u3002example.test",
+    "https://peps\u3002example\u3002test",
+    "https://evil.test\uff0f.example.test",
+    "https://evil.test\u2044.example.test",
+    "https://evil.test;.example.test",
+    "https://peps.example.test:@evil.test",
+    "https://[peps.example.test]@evil.test",
+    "https://a@b@evil.test",
+    "https://peps.example.test.",
+    "https:evil.test",
+    "https:/evil.test",
+    "https:///evil.test",
+    "//evil.test",
+    r"https:\\evil.test",
+    "http://peps.example.test@evil.test",
+    r"http://peps.example.test\@evil.test",
+    "http://peps.example.test:80@evil.test",
+    "http://peps.example.test:",
+    "http://peps.example.test:00080",
+]
+
+
+def logs_of(places: list[dict[str, str]]) -> list[str]:
+    """Write a log for each job."""
+    names = [f"job{number}.log" for number in range(len(places))]
+    for name, place in zip(names, places):
+        location = f"statusLocation={attribute(place['status document'])}"
+        Path(name).write_text(WPS.format(location, "<ProcessAccepted/>", ""), "utf-8")
+    return names
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_no_trick_gets_the_account(what, run, internet):
+    """Whichever host such a URL leads to, or none: the account goes to the server's domain over https alone."""
+    jobs = [{name: f"{OWN}/{number}/{PRODUCT}.{name[0]}.zip" for name in PLACES} for number in range(len(TRICKS))]
+    for number, (places, trick) in enumerate(zip(jobs, TRICKS)):
+        named = {**places, what: f"{trick}/{number}/{number}{PRODUCT}"}
+        for name, document in documents(named).items():
+            internet.show(places[name], document)
+        places[what] = named[what]
+    internet.show(EXECUTE, WPS.format("", "<ProcessSucceeded/>", ""))
+    result = run("full_maja_download", "--server", OWN, "-l", *logs_of(jobs), status=None)
+    assert result.status in (1, 2)
+    internet.require_no_leak()
+    reached = {urlsplit(call.url).hostname for call in internet.calls}
+    assert "evil.test" in reached, "not one trick led anywhere, so nothing was tried"
+
+
+# ---- redirects
+
+EVIL = same("https://evil.test", False)
+UPGRADED = Place("http://peps.example.test", OWN, True)
+CHAINS = {
+    "on the same host": [same(OWN, True), same(OWN, True)],
+    "to a host of the same domain": [same(OWN, True), same("https://vizo.example.test", True)],
+    "to another host": [same(OWN, True), EVIL],
+    "to another host of a similar name": [same(OWN, True), same("https://peps.example.test.evil.test", False)],
+    "to another host, with an account": [
+        same(OWN, True),
+        Place("https://user:pw@evil.test", "https://evil.test", False),
+    ],
+    "to another host, without a scheme": [same(OWN, True), Place("//evil.test", "https://evil.test", False)],
+    "down to http of the own host": [same(OWN, True), UPGRADED],
+    "down to http of the own host with a port": [same(OWN, True), same("http://peps.example.test:8081", False)],
+    "down to http of the same domain": [same(OWN, True), same("http://vizo.example.test", False)],
+    "down to http of another host": [same(OWN, True), same("http://evil.test", False)],
+    "away and back": [same(OWN, True), EVIL, same(OWN, True)],
+    "away, back and away": [same(OWN, True), EVIL, same(OWN, True), EVIL],
+    "down and up": [same(OWN, True), same("http://vizo.example.test", False), same("https://vizo.example.test", True)],
+    "from another host to the own": [EVIL, same(OWN, True)],
+    "from another host to another": [EVIL, same("http://evil.test", False)],
+    "from plain http to the own": [same("http://vizo.example.test:8081", False), UPGRADED],
+}
+
+
+def lay(internet: Internet, first: str, chain: list[Place], end: bytes) -> dict[str, bool]:
+    """Lead from `first`, which is of the chain's first host, along its hosts to `end`; returns who may be signed."""
+    path = urlsplit(first).path
+    fetched = [first, *(f"{place.fetched}/{number}{path}" for number, place in enumerate(chain[1:], 1))]
+    named = [f"{place.named}/{number}{path}" for number, place in enumerate(chain)]
+    for here, there in zip(fetched, named[1:]):
+        internet.move(here, there)
+    internet.show(fetched[-1], end)
+    return {url: place.signed for url, place in zip(fetched, chain)}
+
+
+@pytest.mark.parametrize("what", PLACES)
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_a_redirect_gets_what_it_may_see(what, chain, run, internet):
+    first = chain[0].fetched + urlsplit(PLACES[what]).path
+    places = {**PLACES, what: first}
+    expected = dict.fromkeys([EXECUTE, *places.values()], True)
+    for name, document in documents(places).items():
+        internet.show(places[name], document)
+    expected.update(lay(internet, first, chain, documents(places)[what]))
+    follow_up(run, internet, places)
+    assert Path(PRODUCT).read_bytes() == BODY
+    assert internet.signed() == expected
+    internet.require_no_leak()
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_every_kind_of_redirect(code, run, internet):
+    for name, document in documents(PLACES).items():
+        internet.show(PLACES[name], document)
+    internet.move(PLACES["product"], "https://evil.test/product", code)
+    internet.show("https://evil.test/product", BODY)
+    follow_up(run, internet, PLACES)
+    assert not internet.signed()["https://evil.test/product"]
+    internet.require_no_leak()
+
+
+def header_value(text: str) -> str:
+    """A text as a header can hold it: its UTF-8 bytes, without line ends."""
+    return text.encode("utf-8").decode("latin-1").replace("\n", "")
+
+
+def test_no_trick_in_a_redirect_gets_the_account(run, internet):
+    names = [f"{number}{PRODUCT}" for number in range(len(TRICKS))]
+    for name, trick in zip(names, TRICKS):
+        internet.move(f"{OWN}/results/{name}", header_value(f"{trick}/{name}"))
+    report = {"USER_INFO": {"job_status": "FINISHED", "results": [f"{OWN}/results/{name}" for name in names]}}
+    internet.show(PLACES["status document"], documents(PLACES)["status document"])
+    internet.show(PLACES["report"], json.dumps(report))
+    follow_up(run, internet, PLACES, status=1)
+    internet.require_no_leak()
+    assert "evil.test" in {urlsplit(call.url).hostname for call in internet.calls}
+
+
+OUTSIDE = {name: chain for name, chain in CHAINS.items() if chain[0].named == OWN}
+
+
+@pytest.mark.parametrize("chain", OUTSIDE.values(), ids=OUTSIDE)
+def test_a_redirected_order_gets_what_it_may_see(chain, run, internet):
+    accepted = WPS.format(f'statusLocation="{PLACES["status document"]}"', "<ProcessAccepted/>", "").encode()
+    expected = lay(internet, EXECUTE, chain, accepted)
+    run("full_maja_process", "--server", OWN, "-t", "31TCJ", *PERIOD, "-l", "job.log", status=None)
+    assert internet.signed()[EXECUTE]
+    assert internet.signed().items() <= expected.items()
+    internet.require_no_leak()
+
+
+@pytest.mark.parametrize("chain", OUTSIDE.values(), ids=OUTSIDE)
+def test_a_redirected_search_gets_what_it_may_see(chain, run, internet):
+    expected = lay(internet, SEARCH, chain, b'{"type": "FeatureCollection", "features": []}')
+    argv = ("-t", "31TCJ", "-d", "2017-07-01", "-p", "list.txt", "-n")
+    run("peps_maja_process", "--server", OWN, *argv, status=1)
+    assert internet.signed() == expected
+    internet.require_no_leak()
+
+
+# ---- netrc and certificates
+
+
+def test_the_netrc_of_these_tests_is_one_that_requests_would_use(internet):
+    for origin in (OWN, "https://evil.test", "http://127.0.0.1"):
+        assert requests.utils.get_netrc_auth(f"{origin}/") == NETRC
+
+
+@pytest.mark.parametrize("variable", ["NETRC", None], ids=["NETRC", "HOME"])
+def test_netrc_is_never_consulted(variable, run, internet, monkeypatch):
+    if variable:
+        monkeypatch.setenv(variable, str(Path(os.environ["HOME"]) / ".netrc"))
+    places = {**PLACES, "report": "https://evil.test/report.json", "product": f"http://evil.test/{PRODUCT}"}
+    for name, document in documents(places).items():
+        internet.show(places[name], document)
+    internet.move(places["product"], f"https://elsewhere.example.test.evil.test/{PRODUCT}")
+    internet.show(f"https://elsewhere.example.test.evil.test/{PRODUCT}", BODY)
+    follow_up(run, internet, places)
+    assert {call.authorization for call in internet.calls} == {None, ACCOUNT}
+    assert not any(basic(*NETRC) in call.head or NETRC[1] in call.head for call in internet.calls)
+
+
+def yesterday() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+
+
+def distrust(internet: Internet, why: str):
+    """Show a certificate that must not be believed."""
+    if why == "by an unknown authority":
+        internet.certify(trustme.CA())
+    elif why == "of another host":
+        internet.certify(internet.authority, "evil.test")
+    else:
+        internet.certify(internet.authority, not_after=yesterday())
+
+
+DISTRUSTED = pytest.mark.parametrize("why", ["by an unknown authority", "of another host", "out of date"])
+
+
+@DISTRUSTED
+def test_nothing_is_sent_to_a_host_with_a_wrong_certificate(why, run, internet):
+    distrust(internet, why)
+    result = follow_up(run, internet, PLACES, status=1)
+    assert set(internet.tunnels) == {"peps.example.test"}
+    assert internet.calls == []
+    assert len(result.err.splitlines()) == 1
+    assert "peps.example.test" in result.err
+
+
+@DISTRUSTED
+def test_nothing_is_ordered_from_a_host_with_a_wrong_certificate(why, run, internet):
+    distrust(internet, why)
+    result = run("full_maja_process", "--server", OWN, "-t", "31TCJ", *PERIOD, "-l", "job.log", status=1)
+    assert internet.tunnels
+    assert internet.calls == []
+    assert len(result.err.splitlines()) == 1
+    assert "accepted" not in result.err  # it never arrived, so nobody has to look for it
+    assert not Path("job.log").exists()
+
+
+@DISTRUSTED
+def test_a_product_on_a_host_with_a_wrong_certificate(why, run, internet, monkeypatch):
+    """The documents come from this machine, so that the certificate is met at the product alone."""
+    base = f"http://127.0.0.1:{internet.port}"
+    places = {name: base + urlsplit(place).path for name, place in PLACES.items()}
+    places["product"] = f"https://vizo.example.test/{PRODUCT}"
+    for name, document in documents(places).items():
+        internet.show(places[name], document)
+    distrust(internet, why)
+    result = follow_up(run, internet, places, status=1)
+    assert "vizo.example.test" in result.err
+    assert not any(call.url.startswith("https:") and PRODUCT in call.url for call in internet.calls)
+    assert not Path(PRODUCT).exists()
+
+
+# ---- this machine
+
+
+def test_loopback_is_reached_without_the_proxy(run, internet, peps, finished_job):
+    job = finished_job("job.log")
+    peps.results[job] = [f"{peps.url}/cgi-bin/mapcache_results/maja/{job}/{PRODUCT}"]
+    peps.products[PRODUCT] = BODY
+    run("full_maja_download", "-l", "job.log")
+    assert Path(PRODUCT).read_bytes() == BODY
+    assert internet.tunnels == []
+    assert internet.calls == []
+
+
+def test_plain_http_on_loopback_is_for_the_servers_own_host(run, internet):
+    """`localhost` is another host than 127.0.0.1, whatever the two have in common."""
+    base = f"http://127.0.0.1:{internet.port}"
+    places = {name: base + urlsplit(place).path for name, place in PLACES.items()}
+    places["product"] = f"http://localhost:{internet.port}/{PRODUCT}"
+    for name, document in documents(places).items():
+        internet.show(places[name], document)
+    internet.show(f"{base}/resto/wps", WPS.format("", "<ProcessSucceeded/>", ""))
+    Path("job.log").write_text(
+        WPS.format(f"statusLocation={attribute(places['status document'])}", "<ProcessAccepted/>", ""), "utf-8"
+    )
+    run("full_maja_download", "--server", base, "-l", "job.log")
+    assert internet.signed() == {
+        places["status document"]: True,
+        f"{base}/resto/wps": True,
+        places["report"]: True,
+        places["product"]: False,
+    }
+    assert not any(call.proxied for call in internet.calls)
+
+
+def test_an_https_server_does_not_share_its_account_with_loopback(run, internet):
+    places = {**PLACES, "product": f"http://127.0.0.1:{internet.port}/{PRODUCT}"}
+    for name, document in documents(places).items():
+        internet.show(places[name], document)
+    follow_up(run, internet, places)
+    assert internet.signed() == {**dict.fromkeys([EXECUTE, *places.values()], True), places["product"]: False}
+    internet.require_no_leak()
+
+
+# ---- the account's characters
+
+
+@pytest.mark.parametrize(
+    ("password", "ending"),
+    [
+        ("x y", "\n"),
+        (" leading", "\n"),
+        ("trailing ", "\n"),
+        ("trailing ", ""),
+        ("trailing ", "\r\n"),
+        ("tab\tin it", "\n"),
+        (":a:b:", "\n"),
+        ("päß€😀", "\r\n"),
+        ("\"'\\`$(id)", "\nnot this\n"),
+        ("%41+&=#", ""),
+        ("\u00a0\u2028x", "\n"),
+    ],
+    ids=ascii,
+)
+def test_any_password_arrives(password, ending, run, internet, account):
+    account.write_bytes(f"{EMAIL} {password}{ending}".encode())
+    internet.show(SEARCH, '{"type": "FeatureCollection", "features": []}')
+    argv = ("-t", "31TCJ", "-d", "2017-07-01", "-p", "list.txt", "-n")
+    run("peps_maja_process", "--server", OWN, *argv, status=1)
+    assert [call.authorization for call in internet.calls] == [basic(EMAIL, password)]
+
+
+# ---- where the password must not be
+
+
+def forms(email: str, password: str) -> set[str]:
+    """How a password may look when it slips out: as it is, encoded for a URL or a header, escaped."""
+    found = {password, quote(password), quote(password, safe=""), quote_plus(password), json.dumps(password)[1:-1]}
+    found |= {ascii(password)[1:-1], password.encode("utf-8").decode("latin-1")}
+    for encoding in ("utf-8", "latin-1"):
+        for text in (password, f"{email}:{password}", f"{email} {password}"):
+            found.add(base64.b64encode(text.encode(encoding)).decode().rstrip("="))
+    return found | {"100% s", "100%25%20s", "100%25+s"}
+
+
+FORMS = forms(EMAIL, SECRET)
+
+
+def found_in(text: str) -> set[str]:
+    return {form for form in FORMS if form in text}
+
+
+def require_silence(process, folder: Path, words: str = ""):
+    """The password stands in no stream of a finished run and in no file but the account file; `words` do."""
+    out, err = process.communicate(timeout=60)
+    assert not found_in(out + err), (out, err)
+    assert words in out + err
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "peps.txt":
+            assert not found_in(path.read_bytes().decode("utf-8", "replace")), path
+
+
+def test_the_check_of_these_tests_finds_a_password():
+    assert found_in(f"... {SECRET} ...")
+    assert found_in(ACCOUNT)
+    assert found_in(repr([EMAIL, SECRET]))
+    assert found_in(f"https://{quote(EMAIL)}:{quote(SECRET)}@peps.cnes.fr")
+    assert not found_in(EMAIL)
+
+
+ORDER = ("-t", "31TCJ", *PERIOD, "-l", "job.log")
+USERINFO = f"https://{quote(EMAIL)}:{quote(SECRET)}@peps.example.test"
+
+
+def test_runs_that_go_well_are_silent(launch, peps, folder):
+    peps.product_size = 1000
+    require_silence(launch("full_maja_process", *ORDER, "--json", "list.json"), folder, "ordered")
+    require_silence(launch("full_maja_process", *ORDER, "--force", "-n"), folder, "identifier=FULL_MAJA")
+    require_silence(launch("full_maja_download", "-l", "job.log"), folder, "waiting")
+    peps.advance(hours=100)
+    require_silence(launch("full_maja_download", "-l", "job.log", "--check"), folder, "finished")
+    single = ("-t", "31TCJ", "-d", "2017-07-01", "-f", "2017-07-10", "-p", "list.txt")
+    require_silence(launch("peps_maja_process", *single, "--json", "found.json"), folder)
+    require_silence(launch("peps_maja_download", "-p", "list.txt"), folder, "waiting")
+    assert (folder / "list.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (status(401), "401"),
+        (status(403), "403"),
+        (status(404), "404"),
+        (status(503), "503"),
+        (status(302, {"Location": "/resto/wps"}), "redirect"),
+        (status(302, {"Location": "http://[::1"}), "127.0.0.1"),
+        (status(200, body=b"<html></html>"), "html"),
+        (status(200, body=b"<!DOCTYPE x><x/>"), "DTD"),
+    ],
+    ids=["401", "403", "404", "503", "circle", "bad redirect", "page", "DTD"],
+)
+def test_orders_that_fail_are_silent(fault, words, launch, peps, folder):
+    peps.always.append(("/resto/wps", fault))
+    require_silence(launch("full_maja_process", *ORDER), folder, words)
+
+
+def test_downloads_that_fail_are_silent(launch, run, peps, folder):
+    run("full_maja_process", *ORDER)
+    peps.advance(hours=100)
+    peps.always.append(("/maja/", status(401)))
+    require_silence(launch("full_maja_download", "-l", "job.log"), folder, "401")
+    peps.always.append(("/wps/outputs/", status(403)))
+    require_silence(launch("full_maja_download", "-l", "job.log"), folder, "403")
+
+
+@pytest.mark.parametrize("script", ["full_maja_process", "peps_maja_process"])
+def test_wrong_command_lines_are_silent(script, launch, folder, monkeypatch):
+    monkeypatch.delenv("PEPS_URL")
+    require_silence(launch(script, "--server", USERINFO, "-t", "31TCJ"), folder, "server")
+    require_silence(launch(script, "--server", USERINFO + ":x", *ORDER), folder, "server")
+    require_silence(launch(script, "-h"), folder, "exit status")
+    monkeypatch.setenv("PEPS_URL", USERINFO)
+    require_silence(launch(script, "-h"), folder, "exit status")
+    require_silence(launch(script, "--version"), folder)
+    require_silence(launch(script), folder, "exit status")
+    require_silence(launch(script, *ORDER), folder, "PEPS_URL")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        SECRET.replace(" ", "").encode(),
+        f" {SECRET}".encode(),
+        f"\n\n{SECRET.replace(' ', '')}\n".encode(),
+        f"{EMAIL} {SECRET}".encode("latin-1"),
+        f"{EMAIL} {SECRET}".encode("utf-16"),
+        f"{SECRET.replace(' ', '')}\0".encode(),
+    ],
+    ids=["no e-mail", "blank first", "blank lines", "latin-1", "utf-16", "zero byte"],
+)
+def test_an_account_file_that_is_none_is_not_quoted(content, run, account):
+    account.write_bytes(content)
+    result = run("full_maja_process", *ORDER, status=2)
+    assert len(result.err.splitlines()) == 1
+    for secret in (SECRET, "motdepasse", "sûr", "passe"):
+        assert secret not in result.out + result.err
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc")
+def test_the_process_list_does_not_have_it(launch, run, peps, finished_job):
+    finished_job("job.log")
+    peps.always.append(("/maja/", hold(threading.Event(), None)))
+    process = launch("full_maja_download", "-l", "job.log")
+    peps.wait_for(lambda: peps.requests("/maja/"))
+    lines = {path.parent.name: read_or_nothing(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+    assert "full_maja_download" in lines[str(process.pid)]
+    assert not any(map(found_in, lines.values()))
+
+
+def read_or_nothing(path: Path) -> str:
+    """A file's text, or nothing if its process has just ended."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace").replace("\0", " ")
+    except OSError:
+        return ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no permissions")
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o660, True), (0o644, True)]
+)
+def test_an_account_file_that_others_can_read_gets_a_warning(mode, warned, run, account):
+    account.chmod(mode)
+    lines = run("full_maja_process", *ORDER, "-n").err.splitlines()
+    assert len(lines) == warned
+    assert all("warning" in line and account.name in line for line in lines)
+    assert not found_in("".join(lines))
+
+
+def test_the_account_does_not_show_itself():
+    account = peps_common.Account(EMAIL, SECRET)
+    assert account.password == SECRET
+    for text in (repr(account), str(account), f"{account}", f"{[account]}", f"{account!s:>9}", ascii(account)):
+        assert not found_in(text)
