@@ -817,10 +817,17 @@ class Service:
     """
 
     def __init__(self, base: str, account: Account, connections: int = ASK_AT_ONCE):
-        import requests
-        from requests.adapters import HTTPAdapter
-        from urllib3.exceptions import InvalidHeader
-        from urllib3.util.retry import Retry
+        try:
+            import requests
+            from requests.adapters import HTTPAdapter
+            from urllib3 import HTTPResponse
+            from urllib3.exceptions import InvalidHeader
+            from urllib3.util.retry import Retry
+        except ImportError:
+            HTTPResponse = None
+        if not hasattr(HTTPResponse, "read1"):  # older ones take a cut body for a whole one
+            what = "requests with urllib3 2.2 or later is needed: python -m pip install -U requests urllib3"
+            raise PepsError(what, Status.USAGE)
 
         class Patience(Retry):
             def get_retry_after(self, response):
@@ -937,11 +944,9 @@ class Service:
 
         from urllib3.exceptions import HTTPError
 
-        # read1 hands over what has arrived, so a cut loses nothing; urllib3 1.26 has only read.
-        read = getattr(response.raw, "read1", response.raw.read)
         while True:
             try:
-                chunk = read(CHUNK_BYTES)
+                chunk = response.raw.read1(CHUNK_BYTES)  # what has arrived, so that a cut loses nothing
             except (HTTPError, HTTPException, OSError, ValueError) as err:
                 raise Broken(reason(err)) from err
             if not chunk:

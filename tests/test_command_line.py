@@ -540,3 +540,19 @@ def test_dry_run_needs_no_list_and_leaves_none(run, peps, folder):
     run("peps_maja_process", "-t", "31TCJ", *NOVEMBER, "-n", "-w", "logs")
     assert [path.name for path in folder.iterdir()] == ["peps.txt"]
     assert {request.path for request in peps.journal} == {SEARCH}
+
+
+# ---- what must be installed
+
+
+@pytest.mark.parametrize(
+    "state", ["sys.modules['requests'] = None", "urllib3.HTTPResponse = object"], ids=["none", "old"]
+)
+def test_without_a_good_requests_one_line_says_what_to_install(state, account, peps):
+    code = f"import sys, urllib3; sys.path.insert(0, {str(CHECKOUT)!r}); {state}; import full_maja_process as script; "
+    argv = ["-t", "31TCJ", *TWO_MONTHS]
+    command = [sys.executable, "-c", f"{code} sys.exit(script.main({argv!r}))"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended
+    assert "pip install" in ended.stderr
+    assert peps.journal == []

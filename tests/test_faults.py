@@ -663,6 +663,17 @@ def test_a_full_disk_is_said_before_the_download(scene, mount):
     scene.run_healthy()
 
 
+def test_a_full_disk_is_said_when_the_download_itself_tells_the_length(scene, mount):
+    mount(f"size={ALL // 2 // 4096 * 4096}")
+    scene.hit(for_heads(status(501)), "/maja/")
+    lines = lines_of(scene.download(ends=1))
+    assert len(lines) == 3
+    assert all("disk space" in line for line in lines)
+    assert scene.on_disk() == {}
+    mount("size=10m")
+    scene.run_healthy()
+
+
 def test_no_room_at_all(scene, monkeypatch):
     usage = shutil.disk_usage(scene.products)
     with monkeypatch.context() as full:
@@ -777,7 +788,7 @@ BASE = "{url}/cgi-bin/mapcache_results/maja/job/"
 def test_a_hostile_result_is_refused_and_the_others_come(result, scene):
     hostile = result.format(url=scene.peps.url) if isinstance(result, str) else result
     scene.jobs[0].results.insert(1, hostile)
-    scene.peps.products.update(dict.fromkeys(["escaped.zip", "a/b.zip", "x" * 249 + ".zip"], BODY))
+    scene.hit(lambda handler: "/ours/" not in handler.record.path and zip_answer(BODY)(handler), "zip")
     before = scene.beside()
     lines = lines_of(scene.download(ends=1))
     assert len(lines) == 1, lines
