@@ -119,6 +119,7 @@ class Console:
     def __init__(self, prog: str):
         self.prog = prog
         self.quiet = False
+        self.secrets: tuple[str, ...] = ()
         self.bar = None
         self._positions: dict[Path, int] = {}
 
@@ -132,13 +133,17 @@ class Console:
         self._print(f"{self.prog}: {clean(text, 4000)}", sys.stderr)
 
     def _print(self, text: str, stream) -> None:
+        for secret in self.secrets:  # a service may quote what it was sent
+            text = text.replace(secret, "***")
         above = self.bar.external_write_mode(file=stream) if self.bar else contextlib.nullcontext()
         try:
             with above:
                 print(text, file=stream, flush=True)
-        except BrokenPipeError:
-            # The reader has left (`| head`); that is no reason to leave a download half done.
+        except OSError as err:
+            # The reader has left (`| head`) or the disk is full: no reason to leave a download half done.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout and not isinstance(err, BrokenPipeError):
+                self.error(f"warning: standard output: {os_reason(err)}; the run goes on without it")
 
     @contextlib.contextmanager
     def progress(self, products: list[Product]) -> Iterator[None]:
@@ -394,6 +399,13 @@ class Account(NamedTuple):
     def __repr__(self) -> str:
         return "Account(...)"
 
+    @property
+    def token(self) -> str:
+        """What goes into the Authorization header (RFC 7617, in UTF-8)."""
+        from base64 import b64encode
+
+        return b64encode(f"{self.email}:{self.password}".encode()).decode("ascii")
+
 
 def parse_account(text: str) -> Account:
     """The account in the text of an account file: e-mail, first blank, and all the rest of the line.
@@ -422,6 +434,7 @@ def read_account(path: Path, console: Console) -> Account:
         raise PepsError(f"account file {path} is not UTF-8 text; save it as UTF-8", Status.USAGE) from err
     except ValueError as err:
         raise PepsError(f"account file {path}: {err}", Status.USAGE) from err
+    console.secrets = (account.token, account.password)[: 1 + (len(account.password) >= 4)]  # masks no "a" everywhere
     return account
 
 
@@ -863,10 +876,7 @@ class Service:
         # Decided on the URL as requests has normalised it, so that no two parsers can disagree on the host.
         # Being there at all, this also keeps requests from ~/.netrc and from accounts written into a URL.
         if may_carry_password(request.url, self.base):
-            from base64 import b64encode
-
-            token = b64encode(":".join(self._account).encode("utf-8")).decode("ascii")
-            request.headers["Authorization"] = f"Basic {token}"
+            request.headers["Authorization"] = f"Basic {self._account.token}"
         return request
 
     def _send(self, session, method: str, url: str, headers: dict[str, str]):
@@ -921,12 +931,14 @@ class Service:
         except Unreadable as err:
             raise PepsError(f"{host_of(url)} sent {err}, for the {what}", err.status) from err
 
-    def _body(self, response, what: str, limit: int = DOCUMENT_MAX_BYTES) -> bytes:
+    def _body(self, response, what: str) -> bytes:
         body = bytearray()
         for chunk in response.iter_content(65536):
             body += chunk
-            if len(body) > limit:
-                raise PepsError(f"the {what} from {host_of(response.url)} is larger than {human(limit)}; refused")
+            if len(body) > DOCUMENT_MAX_BYTES:
+                raise PepsError(
+                    f"the {what} from {host_of(response.url)} is larger than {human(DOCUMENT_MAX_BYTES)}; refused"
+                )
         return bytes(body)
 
     def length(self, url: str) -> int | None:

@@ -422,3 +422,15 @@ def test_memory_stays_flat(make_job, account, big_product):
     assert ended == 0, measured.stderr
     assert sizes == [big_product.stat().st_size] * JOBS
     assert peak_kib < 64 * 1024
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+def test_an_output_that_takes_nothing_more_does_not_stop_the_download(make_job, launch):
+    job = make_job(3, 50_000)
+    with open("/dev/full", "w") as full:
+        process = launch("full_maja_download", *job.argv, stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "standard output" in err
+    assert len(err.splitlines()) == 1
+    job.require_whole()

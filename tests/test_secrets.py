@@ -751,3 +751,12 @@ def test_the_account_does_not_show_itself():
     assert account.password == SECRET
     for text in (repr(account), str(account), f"{account}", f"{[account]}", f"{account!s:>9}", ascii(account)):
         assert not found_in(text)
+
+
+def test_a_service_that_quotes_the_account_does_not_make_it_public(run, peps, account):
+    """A service may put what it was sent into its error, from where it would reach the streams."""
+    words = f"bad header {peps.authorization}, bad password {peps.password}"
+    peps.always.append(("identifier=FULL_MAJA", status(400, body=json.dumps({"ErrorMessage": words}).encode())))
+    result = run("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", status=1)
+    assert "bad header" in result.err
+    assert not found_in(result.out + result.err)
