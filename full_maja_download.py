@@ -79,7 +79,7 @@ def run(args, console: common.Console) -> Status:
 
 
 def main(argv=None) -> int:
-    return common.run_script(build_parser(), run, argv)
+    return common.run_script(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 import peps_common as common
-from peps_common import L1C, PepsError, Status
+from peps_common import L1C, Held, PepsError, Status
 
 FIRST_START = date(2016, 4, 1)
 DAYS_MIN, DAYS_MAX = 55, 366
@@ -67,6 +67,17 @@ def save_list(args, service: common.Service, console: common.Console) -> None:
     console.say(f"{len(dates)} dates, listed in {args.json}: usually about {hours:.0f} h once the job has started")
 
 
+def place(url: str, args, account: common.Account, console: common.Console) -> common.WpsAnswer | None:
+    """Save the list, if asked, and order, unless it is a dry run."""
+    if args.dry_run:
+        console.say(url)
+    elif not args.force:
+        common.refuse_held(args.log)
+    if args.json:
+        save_list(args, common.Service(args.server, account), console)
+    return None if args.dry_run else common.order(common.Service(args.server, account), url, args.log, args.force)
+
+
 def run(args, console: common.Console) -> Status:
     check_period(args.start_date, args.end_date)
     account = common.read_account(args.auth, console)
@@ -74,17 +85,21 @@ def run(args, console: common.Console) -> Status:
     if args.orbit:
         inputs["relativeOrbitNumber"] = args.orbit
     url = common.execute_url(args.server, "FULL_MAJA", inputs, "status=true&storeExecuteResponse=true")
-    if args.json and args.json.resolve() == common.sibling(args.log, ".json").resolve():
-        raise PepsError(f"{args.json} is where the job's report will stand; give --json another name", Status.USAGE)
-    if args.dry_run:
-        console.say(url)
-    elif not args.force:
-        common.refuse_held(args.log)
+    common.refuse_same(
+        account_file=args.auth, log=args.log, list=args.json,
+        status_document=common.sibling(args.log, ".stat"), report=common.sibling(args.log, ".json"),
+    )  # fmt: skip
     if args.json:
-        save_list(args, common.Service(args.server, account), console)
-    if args.dry_run:
+        common.require_writable(args.json)
+    try:
+        answer = place(url, args, account, console)
+    except Held as err:
+        raise PepsError(
+            f"{err}; choose another log file with -l, or add --force to order anew and keep this one as a copy",
+            err.status,
+        ) from err
+    if answer is None:
         return Status.OK
-    answer = common.order(common.Service(args.server, account), url, args.log, args.force)
     console.say(f"ordered job {answer.job_id}: tile {args.tile}, {args.start_date} to {args.end_date}")
     console.say(f"its status: {answer.status_location}")
     console.say(
@@ -95,7 +110,7 @@ def run(args, console: common.Console) -> Status:
 
 
 def main(argv=None) -> int:
-    return common.run_script(build_parser(), run, argv)
+    return common.run_script(build_parser, run, argv)
 
 
 if __name__ == "__main__":

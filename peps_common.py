@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -31,8 +32,10 @@ READ_TIMEOUT_S = 60
 TRIES = 5
 BACKOFF_S = 0.5  # urllib3 sleeps 0, 1, 2 and 4 s between five tries
 RETRY_AFTER_MAX_S = 120
+RETRIED = (429, 500, 502, 503, 504)
 REDIRECTS_MAX = 10
 ASK_AT_ONCE = 16
+LENGTH_TIMEOUT_S = 10
 CHUNK_BYTES = 256 * 1024  # the benchmark shows no gain above it, and it stays in the processor's cache
 DOCUMENT_MAX_BYTES = 16 * 1024 * 1024
 PAGE_RECORDS = 500
@@ -70,7 +73,15 @@ class PepsError(Exception):
 
 
 class General(PepsError):
-    """The account is refused, or the service cannot be reached: whatever is tried next will fail in the same way."""
+    """The account is refused, or the service is out of order: whatever is tried next will fail in the same way."""
+
+
+class Held(PepsError):
+    """The log holds a job already."""
+
+    def __init__(self, log: Path, answer: WpsAnswer):
+        super().__init__(f"{log} already holds job {answer.job_id}, so nothing was ordered", Status.USAGE)
+        self.answer = answer
 
 
 class Gone(PepsError):
@@ -121,7 +132,6 @@ class Console:
         self.quiet = False
         self.secrets: tuple[str, ...] = ()
         self.bar = None
-        self._positions: dict[Path, int] = {}
 
     def say(self, text: str, news: bool = False) -> None:
         """Print to stdout; with -q only if it is news."""
@@ -158,8 +168,7 @@ class Console:
         from threading import Lock
 
         self._lock = Lock()
-        self._positions = {product.path: product.partial for product in products}
-        total, there = sum(product.size or 0 for product in products), sum(self._positions.values())
+        total, there = (sum(sizes) for sizes in zip(*((product.size or 0, product.partial) for product in products)))
         try:
             with tqdm(total=total or None, initial=there, unit="B", unit_scale=True) as self.bar:
                 self.count(0, len(products))
@@ -172,12 +181,11 @@ class Console:
         if self.bar is not None:
             self.bar.set_description(f"{done}/{plural(total, 'product')}")
 
-    def position(self, path: Path, size: int) -> None:
-        """Tell the bar how many bytes of a product are on disk; called from the downloading threads."""
+    def advance(self, size: int) -> None:
+        """Tell the bar that so many more bytes are on disk; called from the downloading threads."""
         if self.bar is not None:
             with self._lock:
-                self.bar.update(size - self._positions.get(path, 0))
-                self._positions[path] = size
+                self.bar.update(size)
 
 
 # The command line
@@ -305,7 +313,9 @@ def number(kind: type, low: float, high: float, what: str) -> Callable[[str], fl
 orbit = number(int, 1, 143, "a relative orbit, 1 to 143")
 
 
-def run_script(parser: Parser, run: Callable[[argparse.Namespace, Console], Status], argv=None) -> int:
+def run_script(
+    build_parser: Callable[[], Parser], run: Callable[[argparse.Namespace, Console], Status], argv: list[str] | None
+) -> int:
     """Parse, run, and turn whatever happens into one line and an exit status.
 
     A real bug keeps its traceback; nothing that the user, the service, the network or the disk does is one.
@@ -313,8 +323,10 @@ def run_script(parser: Parser, run: Callable[[argparse.Namespace, Console], Stat
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # an accent must not stop a run under LANG=C
-    console = Console(parser.prog)
+    console = Console(Path(sys.argv[0]).name)
     try:
+        parser = build_parser()
+        console.prog = parser.prog
         return int(_parse_and_run(parser, run, sys.argv[1:] if argv is None else argv, console))
     except SystemExit as end:  # argparse's way out of -h and --version
         return int(end.code or 0)
@@ -385,6 +397,12 @@ def os_reason(err: OSError, path: Path | None = None) -> str:
     """An OSError in words, with its file; `path` is for those that do not know it."""
     words = err.strerror or str(err) or type(err).__name__
     return f"{err.filename or path}: {words}" if err.filename or path else words
+
+
+def os_error(err: OSError, path: Path, words: str) -> PepsError:
+    """An OSError on a file that the user named: status 2, but 1 if the disk is full."""
+    full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+    return PepsError(f"{os_reason(err, path)}; {words}", Status.FAILED if full else Status.USAGE)
 
 
 # The account, and who may see it
@@ -495,7 +513,7 @@ class State(Enum):
     WAITING = ("waiting", Status.NOT_YET)
     RUNNING = ("running", Status.NOT_YET)
     UNKNOWN = ("in an unknown state", Status.NOT_YET)
-    UNREACHED = ("out of reach", Status.NOT_YET)
+    UNREACHED = ("without an answer", Status.NOT_YET)
     FINISHED = ("finished", Status.OK)
     FAILED = ("failed", Status.FAILED)
     CANCELED = ("canceled", Status.FAILED)
@@ -562,19 +580,20 @@ def parse_wps(document: bytes) -> WpsAnswer:
     hrefs = [value for found in references for key, value in found.items() if key.rpartition("}")[2] == "href"]
     return WpsAnswer(
         state=local_name(states[0]) if states else "",
-        status_location=http_url(root.get("statusLocation")),
+        status_location=(root.get("statusLocation") or "").strip() or None,
         report_url=hrefs[0] if hrefs else None,
         message=texts or clean(states[0].text or "" if states else ""),
     )
 
 
-def http_url(text: str | None) -> str | None:
-    """The text if it is an http or https URL, else None."""
-    with contextlib.suppress(ValueError):
-        parts = urlsplit((text or "").strip())
-        if parts.scheme in ("http", "https") and parts.hostname:
-            return text.strip()
-    return None
+def http_url(text: str, base: str = "") -> str | None:
+    """The http or https URL that a text is, beside `base` if it is a relative one; None if it is none."""
+    try:
+        url = urljoin(base, text.strip())
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return url if parts.scheme in ("http", "https") and parts.hostname else None
 
 
 def local_name(element) -> str:
@@ -669,7 +688,7 @@ def parse_report(document: bytes) -> Report:
     info = info if isinstance(info, dict) else {}
     word = info.get("job_status")
     if not isinstance(word, str):
-        word = next((value for _, value in everything if value in REPORT_WORDS), "none")
+        word = next((value for _, value in everything if value in REPORT_WORDS), "")
     progress = info.get("process", next((value for key, value in everything if key == "percentCompleted"), None))
     unprocessed, lost = parse_unprocessed(info.get("unprocessed"))
     return Report(
@@ -698,7 +717,7 @@ def leaves(root: object) -> Iterator[tuple[str, object]]:
 
 def parse_results(listed: object, everything: list[tuple[str, object]]) -> tuple[str, ...]:
     """The result URLs: those listed, else every .zip URL of the report; each once."""
-    if listed is not None:
+    if listed or isinstance(listed, (list, dict)):
         found = [clean(value, 4000) for _, value in leaves(listed) if value is not None]
     else:
         texts = [value for _, value in everything if isinstance(value, str)]
@@ -846,16 +865,17 @@ class Service:
             def get_retry_after(self, response):
                 try:
                     seconds = super().get_retry_after(response)
-                except InvalidHeader:
+                except (InvalidHeader, ValueError, OverflowError):
                     return None
                 return min(seconds, RETRY_AFTER_MAX_S) if seconds else seconds
 
         self.base = base
         self._account = account
         self._errors = requests.exceptions
+        self._tells_lengths = True
         # HEAD is a wish, so it is tried once; GET asks for a document or a product and is worth the patience.
         reads = Patience(
-            TRIES - 1, backoff_factor=BACKOFF_S, status_forcelist=(429, 500, 502, 503, 504),
+            TRIES - 1, backoff_factor=BACKOFF_S, status_forcelist=RETRIED,
             allowed_methods=("GET",), raise_on_status=False,
         )  # fmt: skip
         # urllib3 would repeat an execute, which is a GET, and order twice.
@@ -886,7 +906,7 @@ class Service:
             host = urlsplit(url).hostname or ""
             response = session.request(
                 method, url, auth=self._sign, headers=headers, stream=True, allow_redirects=False,
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                timeout=(CONNECT_TIMEOUT_S, LENGTH_TIMEOUT_S if method == "HEAD" else READ_TIMEOUT_S),
                 proxies={"no_proxy": host} if is_loopback(host) else None,
             )  # fmt: skip
             if not response.is_redirect:
@@ -910,7 +930,10 @@ class Service:
         if response.status_code in accept:
             return response
         with response:
-            raise self._refusal(response, what)
+            words = ""
+            with contextlib.suppress(PepsError, self._errors.RequestException, OSError):
+                words = error_words(self._body(response, "error"))
+            raise self._refusal(response, what, response.status_code, words)
 
     def read(self, url: str, what: str, parse: Callable[[bytes], object]) -> tuple[bytes, object]:
         """A document of at most 16 MiB byte for byte, and its value; raises PepsError."""
@@ -925,7 +948,7 @@ class Service:
                 time.sleep(BACKOFF_S * attempt)
         error = parse_json_error(document)
         if error:
-            raise self._refusal(response, what, error.code, error.message)
+            raise self._refusal(response, what, *error)
         try:
             return document, parse(document)
         except Unreadable as err:
@@ -942,12 +965,15 @@ class Service:
         return bytes(body)
 
     def length(self, url: str) -> int | None:
-        """The size in bytes of a product, None where the server does not tell."""
+        """The size in bytes of a product, None where the server does not tell or once did not answer."""
+        if not self._tells_lengths:
+            return None
         try:
             with self.open(url, "product", {"Accept-Encoding": "identity"}, method="HEAD") as response:
                 text = response.headers.get("Content-Length", "")
                 return int(text) if text.isdecimal() else None
-        except PepsError:
+        except PepsError as err:
+            self._tells_lengths = err.status != Status.NOT_YET
             return None
 
     def chunks(self, response) -> Iterator[bytes]:
@@ -985,68 +1011,68 @@ class Service:
         )
         try:
             with self._send(self._ordering, "GET", url, {"Connection": "close"}) as response:
-                if 200 <= response.status_code < 300:
-                    return self._body(response, "answer")
-                refusal = self._refusal(response, "order")
+                document = self._body(response, "answer")
         except (self._errors.RequestException, ValueError) as err:
             if self._never_connected(err):
-                error = self._network_error(url, "order", err)
-                raise General(str(error), error.status) from err
+                raise self._network_error(url, "order", err, General) from err
             raise PepsError(f"{host} did not answer the order ({reason(err)}); {doubt}") from err
         except KeyboardInterrupt as stop:
             raise type(stop)(f"interrupted while {host} was asked; {doubt}") from stop
-        if response.status_code in (500, 502, 504) and refusal.status == Status.NOT_YET:
-            raise PepsError(f"{host} answered {response.status_code} to the order; {doubt}")
-        raise refusal
+        error = parse_json_error(document)
+        if 200 <= response.status_code < 300 and not error:
+            return document
+        code, words = error or (response.status_code, error_words(document))
+        if code in (502, 504) or (code == 500 and (error or not words)):
+            raise PepsError(f"{host} answered {code} to the order; {doubt}")
+        raise self._refusal(response, "order", 400 if code == 500 else code, words)
 
     def _never_connected(self, err: Exception) -> bool:
         from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
 
         cause = getattr(err.args[0], "reason", None) if err.args else None
-        before = (self._errors.ConnectTimeout, self._errors.ProxyError, self._errors.InvalidURL)
-        reasons = (ConnectTimeoutError, NewConnectionError, ProxyError)
-        return isinstance(err, before) or isinstance(cause, reasons) or is_untrusted(err)
+        before = (ConnectTimeoutError, NewConnectionError, ProxyError, self._errors.ConnectTimeout)
+        before += (self._errors.ProxyError,)
+        return isinstance(err, before) or isinstance(cause, before) or is_untrusted(err) or self._is_address(err)
 
-    def _network_error(self, url: str, what: str, err: Exception) -> PepsError:
+    def _is_address(self, err: Exception) -> bool:
+        """Whether requests refused a URL: InvalidURL and its kin are ValueErrors, as is a self-contradicting header."""
+        return isinstance(err, ValueError) and not isinstance(err, self._errors.InvalidHeader)
+
+    def _network_error(self, url: str, what: str, err: Exception, kind: type = PepsError) -> PepsError:
         host = host_of(url)
         if is_untrusted(err):
-            return PepsError(f"{host} cannot prove that it is {host} ({reason(err)}); nothing was sent to it")
-        # InvalidURL, InvalidSchema and their kin are ValueErrors; so is a header that contradicts itself.
-        if isinstance(err, ValueError) and not isinstance(err, self._errors.InvalidHeader):
-            return PepsError(f"the address of the {what}, '{clean(url)}', is refused: {clean(err)}")
-        return PepsError(
-            f"the {what} cannot be had from {host}, tried {TRIES} times ({reason(err)}); "
+            return kind(f"{host} cannot prove that it is {host} ({reason(err)}); nothing was sent to it")
+        if self._is_address(err):
+            return kind(f"the address of the {what}, '{clean(url)}', is refused: {clean(err)}")
+        failed = f"the {what} did not get through to {host}" if what == "order" else f"no {what} from {host}"
+        return kind(
+            f"{failed}, tried {TRIES} times ({reason(err)}); "
             "the service or the network is out of order, run this again later",
             Status.NOT_YET,
         )
 
-    def _refusal(self, response, what: str, code: int | None = None, words: str | None = None) -> PepsError:
+    def _refusal(self, response, what: str, code: int, words: str) -> PepsError:
         """The error that an HTTP status means, or the same code in a JSON error."""
-        host, code = host_of(response.url), code or response.status_code
-        words = self._error_words(response) if words is None else words
-        if code in (401, 403) and "Authorization" in response.request.headers:
-            return General(f"{host} refused the account ({code}) for the {what}; check the account file")
-        if code in (401, 403):
+        host, signed = host_of(response.url), "Authorization" in response.request.headers
+        said = f": {words}" if words else ""
+        if code in (401, 403) and not signed:
+            own = host_of(self.base)
             return General(
-                f"{host} wants an account ({code}) for the {what}, but yours goes only over https and only to "
-                f"hosts of {host_of(self.base)}'s own domain"
+                f"{host} wants an account ({code}) for the {what}, but yours goes only over https and only to hosts "
+                f"of {own}'s own domain"
             )
+        if code in (401, 403):
+            kind = General if code == 401 else PepsError
+            return kind(f"{host} refused the account ({code}) for the {what}{said}; check the account file")
+        if code in (404, 410) and what in ("search", "order"):
+            return General(f"{host} has nothing at that address ({code}) for the {what}; check --server")
         if code in (404, 410):
             return Gone(f"{host} no longer has the {what} ({code})")
-        if code in (429, 502, 503, 504) or (code == 500 and not words):
-            return PepsError(
-                f"{host} answered {code} for the {what}, tried {TRIES} times; the service is out of order, "
-                "run this again later",
-                Status.NOT_YET,
-            )
-        return PepsError(f"{host} refused the {what} ({code}): {words or 'no reason given'}")
-
-    def _error_words(self, response) -> str:
-        """What an error's body says, if it is a WPS or JSON error."""
-        with contextlib.suppress(PepsError, self._errors.RequestException, OSError):
-            answer = parse_wps(self._body(response, "error"))
-            return answer.message if answer.failed else ""
-        return ""
+        if code in RETRIED:
+            tried = f", tried {TRIES} times" if code == response.status_code and what != "order" else ""
+            words = f"{host} answered {code} for the {what}{tried}{said}"
+            return PepsError(f"{words}; the service is out of order, run this again later", Status.NOT_YET)
+        return PepsError(f"{host} refused the {what} ({code}){said or ': no reason given'}")
 
     def search(self, area: str, start: date, end: date | None, relative_orbit: int | None = None) -> dict:
         """Every L1C product of the catalogue, all pages merged in one FeatureCollection.
@@ -1104,6 +1130,15 @@ def reason(err: BaseException) -> str:
         err = err.__cause__ or err.__context__
     words = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
     return clean(words or type(err).__name__, 120)
+
+
+def error_words(document: bytes) -> str:
+    """What the body of an error says, if it is a WPS or JSON error."""
+    try:
+        answer = parse_wps(document)
+    except Unreadable:
+        return ""
+    return answer.message if answer.failed else ""
 
 
 def search_url(base: str, area: str, start: date, end: date | None) -> str:
@@ -1241,13 +1276,13 @@ def read_log(log: Path) -> WpsAnswer:
         with open(log, "rb") as file:
             answer = parse_wps(file.read(DOCUMENT_MAX_BYTES))
     except OSError as err:
-        raise PepsError(f"log file {os_reason(err)}; give the one that the order wrote", Status.USAGE) from err
+        raise PepsError(f"log file {os_reason(err)}; give one that was written when ordering", Status.USAGE) from err
     except Unreadable as err:
-        raise PepsError(f"log file {log} is {err}; give the one that the order wrote", Status.USAGE) from err
+        raise PepsError(f"log file {log} is {err}; give one that was written when ordering", Status.USAGE) from err
     if answer.failed:
         raise PepsError(f"log file {log} holds a refused order: {answer.message}; order again", Status.USAGE)
-    if not answer.status_location:
-        raise PepsError(f"log file {log} names no statusLocation; order again", Status.USAGE)
+    if not answer.status_location or not http_url(answer.status_location, "https://server/"):
+        raise PepsError(f"log file {log} names no statusLocation that can be asked; order again", Status.USAGE)
     return answer
 
 
@@ -1267,10 +1302,16 @@ def held_job(log: Path) -> WpsAnswer | None:
     except OSError as err:
         raise PepsError(f"log file {os_reason(err)}; choose another one", Status.USAGE) from err
     except Unreadable as err:
-        raise PepsError(
-            f"{log} is there and is {err}, so it is not overwritten; choose another log file", Status.USAGE
-        ) from err
+        what = f"{log} is there and is {err}, so it is not overwritten"
+        raise PepsError(f"{what}; move it away, or choose another log file", Status.USAGE) from err
     return answer if answer and answer.holds_job else None
+
+
+def refuse_held(log: Path) -> None:
+    """Raise Held if a log holds a job."""
+    held = held_job(log)
+    if held:
+        raise Held(log, held)
 
 
 def order(service: Service, url: str, log: Path, force: bool = False) -> WpsAnswer:
@@ -1284,20 +1325,17 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> WpsAnsw
     Raises
     ------
     PepsError
-        Status 2 when the log cannot be written or holds a job, else as `Service.submit`, or when the answer is
-        no accepted job.
+        Held, status 2 when the log cannot be written, else as `Service.submit`, or when the answer is no accepted job.
     """
+    if log.is_dir():
+        raise PepsError(f"log file {log} is a folder; choose another log file", Status.USAGE)
     with contextlib.ExitStack() as stack:
         try:
             part = stack.enter_context(part_file(log))
-            part.truncate(0)
-            write(part, b"\n" * LOG_ROOM_BYTES)  # the disk has room for the answer, or this says so
-            os.fsync(part.fileno())
-            part.truncate(0)
+            recover(part, log)
+            prove_room(part)
         except OSError as err:
-            raise PepsError(
-                f"log file {os_reason(err, log)}; nothing was sent, choose another log file", Status.USAGE
-            ) from err
+            raise os_error(err, log, "nothing was sent, choose another log file") from err
         if not force:
             refuse_held(log)
         document = service.submit(url)
@@ -1307,48 +1345,88 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> WpsAnsw
             answer = WpsAnswer("", message=str(err))
         if answer.failed:
             raise PepsError(f"{host_of(url)} refused the order: {answer.message}")
-        try:
-            if force and log.exists():
-                keep_copy(log)
-            write(part, document)
-            commit(part, log)
-        except OSError as err:
-            raise PepsError(
-                f"job {answer.job_id} is ordered, but its log cannot be written ({os_reason(err, log)}); "
-                f"keep this line: its statusLocation is {answer.status_location}"
-            ) from err
+        keep_answer(part, log, document, answer)
     if not answer.holds_job:
-        raise PepsError(
-            f"{host_of(url)} answered without a job that can be followed ({answer.message or 'no statusLocation'}); "
-            f"it may exist all the same: look at your jobs on {service.base}. The answer is in {log}"
+        why = answer.message or "no statusLocation"
+        raise General(
+            f"{host_of(url)} answered without a job that can be followed ({why}); the job may exist all the same: "
+            f"look at your jobs on {service.base}. The answer is in {log}"
         )
     return answer
 
 
-def refuse_held(log: Path) -> None:
-    """Raise PepsError (status 2) if a log holds a job."""
-    held = held_job(log)
-    if held:
-        raise PepsError(
-            f"{log} already holds job {held.job_id}, so nothing was ordered; choose another log file with -l, "
-            "or add --force to order anew and keep the old log as a numbered copy",
-            Status.USAGE,
-        )
+def recover(part, log: Path) -> None:
+    """Give the log's name to an answer that a killed run had received and not yet named."""
+    try:
+        answer = parse_wps(part_path(log).read_bytes())
+    except Unreadable:
+        return
+    if answer.holds_job:
+        keep_copy(log)
+        commit(part, log)
+        raise Held(log, answer)
+
+
+def prove_room(part) -> None:
+    """Fail now if the disk has no room for an answer."""
+    part.truncate(0)
+    try:
+        write(part, b"\n" * LOG_ROOM_BYTES)
+        os.fsync(part.fileno())
+    finally:
+        part.truncate(0)
+
+
+def keep_answer(part, log: Path, document: bytes, answer: WpsAnswer) -> None:
+    """Make an answer the log. It is safe in the part file first: a run that is killed here is recovered by the next."""
+    words = f"job {answer.job_id} is ordered, its statusLocation is {answer.status_location}"
+    try:
+        write(part, document)
+        os.fsync(part.fileno())
+        keep_copy(log)
+        commit(part, log)
+    except OSError as err:
+        raise PepsError(f"{words}, but its log cannot be written ({os_reason(err, log)}); keep this line") from err
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"interrupted, but {words}; the same command names its log and orders nothing more") from stop
+
+
+def keep_copy(log: Path) -> None:
+    """Copy a log that holds a job to the first free name of `<log>.1`, `.2` ..."""
+    try:
+        document = log.read_bytes()
+    except FileNotFoundError:
+        return
+    copies = (log.with_name(f"{log.name}.{number}") for number in itertools.count(1))
+    write_whole(next(copy for copy in copies if not copy.exists()), document)
+
+
+def refuse_same(**files: Path | None) -> None:
+    """Raise PepsError (status 2) if two files of one command line are the same one, so that neither is overwritten."""
+    seen: dict[str, str] = {}
+    for option, path in files.items():
+        other = seen.setdefault(os.path.realpath(path), option) if path else option
+        if other != option:
+            words = f"{path} cannot be the {other.replace('_', ' ')} and the {option.replace('_', ' ')}"
+            raise PepsError(f"{words}; give one of them another name", Status.USAGE)
+
+
+def require_writable(path: Path) -> None:
+    """Raise PepsError (status 2) unless a file can be made or replaced."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with part_file(path):
+            pass
+    except OSError as err:
+        raise PepsError(f"{path}: {err.strerror}; choose another file", Status.USAGE) from err
 
 
 def write_json(path: Path, value: object) -> None:
+    """Save a JSON value for people and for full_maja_download."""
     import json
 
     write_whole(path, json.dumps(value, indent=1).encode())
-
-
-def keep_copy(path: Path) -> Path:
-    """Copy a file to the first free name of `<path>.1`, `.2` ..., so that it never leaves its own name."""
-    number = 1
-    while (copy := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    write_whole(copy, path.read_bytes())
-    return copy
 
 
 def zip_problem(path: Path, every_byte: bool = False) -> str | None:
@@ -1380,6 +1458,7 @@ class Product:
     def __init__(self, url: str, path: Path, job: str):
         self.url, self.path, self.job = url, path, job
         self.size: int | None = None
+        self.words = ""
         self.downloaded = False
         self.status = Status.NOT_YET
 
@@ -1406,7 +1485,7 @@ def side_by_side(function: Callable, items: Iterable, at_once: int, in_order: bo
         yield from (pool.imap if in_order else pool.imap_unordered)(function, items)
 
 
-def download(service: Service, product: Product, check: bool, seen: Callable[[Path, int], None]) -> bool:
+def download(service: Service, product: Product, check: bool, seen: Callable[[int], None]) -> bool:
     """Bring a product to its name, whole and checked, continuing what an earlier run left.
 
     Returns False if it is there already, because another run was quicker.
@@ -1416,7 +1495,7 @@ def download(service: Service, product: Product, check: bool, seen: Callable[[Pa
     check : bool
         A product already there is whole only if all its CRCs are right.
     seen : callable
-        Told the product's path and its bytes on disk, again and again.
+        Told how many bytes more are on disk, again and again.
 
     Raises
     ------
@@ -1485,11 +1564,12 @@ def receive(service: Service, product: Product, part, seen, resume: bool = True)
             require_space(product.path, (total or 0) - held)
             if start == 0:
                 part.truncate(0)
+                seen(-held)
             size = start
             for chunk in itertools.chain([head], body):
                 write(part, chunk)
                 size += len(chunk)
-                seen(product.path, size)
+                seen(len(chunk))
             if total not in (None, size):
                 raise Broken(f"{size} of {total} bytes")
             return start
@@ -1531,7 +1611,13 @@ def zip_head(response, body: Iterator[bytes]) -> bytes:
         return head
     error = parse_json_error(head)
     kind = clean(response.headers.get("Content-Type", "no type"), 60)
-    words = f"an error ({error.message})" if error else f"a page or something else ({kind})" if head else "nothing"
+    words = (
+        f"an error ({error.message})"
+        if error
+        else f"a page, or something else that is no zip ({kind})"
+        if head
+        else "nothing"
+    )
     raise NotAProduct(f"{words} instead of the product")
 
 
@@ -1681,14 +1767,18 @@ class FollowUp:
 
     def _state_of(self, job: Job) -> tuple[State, Report | None, str]:
         """Status document, refresh, report: the three requests of PROCESSING_STATUS, kept beside the log."""
-        document, answer = self._service.read(job.answer.status_location, "status document", parse_wps)
+        location = http_url(job.answer.status_location, f"{self._service.base}/")
+        document, answer = self._service.read(location, "status document", parse_wps)
         if answer.failed:
             write_whole(job.status_file, document)
             return State.FAILED, None, answer.message
         if not answer.report_url:  # only just accepted
             return State.WAITING, None, ""
         self._service.refresh(job.answer.job_id)
-        text, report = self._service.read(answer.report_url, "report", parse_report)
+        try:
+            text, report = self._service.read(answer.report_url, "report", parse_report)
+        except Gone as err:
+            raise PepsError(f"{err} yet, or any more; run this again later", Status.NOT_YET) from err
         # In this order: a status document of this job must never stand beside the report of another.
         write_whole(job.report_file, text)
         write_whole(job.status_file, document)
@@ -1719,7 +1809,8 @@ class FollowUp:
         if job.state == State.RUNNING:
             return f"running, {job.words or '?%'} done by the service's optimistic count; {hint}"
         if job.state == State.UNKNOWN:
-            return f"in the state '{job.words}', taken for not finished; {self._later}"
+            state = f"in the state '{job.words}'" if job.words else "without a state in its report"
+            return f"{state}, taken for not finished; {self._later}"
         if job.state == State.FINISHED:
             there = ", all on disk" if job.products and not job.asked else ""
             return f"finished: {plural(len(job.products), 'product')}{there}, {len(job.cloudy)} too cloudy"
@@ -1754,8 +1845,9 @@ class FollowUp:
                 self.console.count(done, len(products))
                 if product.downloaded:
                     self.console.say(words, news=True)
-                elif words:
+                elif words not in ("", product.words):
                     self.console.error(words)
+                product.words = words
 
     def _give_up(self, products: list[Product], words: str) -> None:
         for product in products:
@@ -1782,7 +1874,7 @@ class FollowUp:
         began, held = time.monotonic(), product.partial
         name = f"{product.job}: {product.path.name}"
         try:
-            product.downloaded = download(self._service, product, self.check, self.console.position)
+            product.downloaded = download(self._service, product, self.check, self.console.advance)
             product.status = Status.OK
         except PepsError as err:
             product.status = err.status
@@ -1790,6 +1882,8 @@ class FollowUp:
         except OSError as err:
             product.status = Status.FAILED
             return product, f"{name}: {os_reason(err)}; put that right and run this again"
+        if not product.downloaded:  # another run was quicker
+            return product, ""
         seconds = max(time.monotonic() - began, 0.001)
         size = product.path.stat().st_size
         return product, f"{name}: {human(size)} in {seconds:.1f} s, {human(max(0, size - held) / seconds)}/s"

@@ -37,7 +37,7 @@ def read_list(path: Path) -> list[str]:
         lines = path.read_text("utf-8").splitlines()
     except OSError as err:
         raise PepsError(
-            f"product list {common.os_reason(err)}; give the one that the order wrote", Status.USAGE
+            f"product list {common.os_reason(err)}; give one that was written when ordering", Status.USAGE
         ) from err
     except ValueError as err:
         raise PepsError(f"product list {path} is not a text file", Status.USAGE) from err
@@ -69,7 +69,7 @@ def run(args, console: common.Console) -> Status:
 
 
 def main(argv=None) -> int:
-    return common.run_script(build_parser(), run, argv)
+    return common.run_script(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,10 @@ def area_query(args) -> str:
     if args.location is not None:
         if not args.location.strip():
             raise PepsError("the town (-l) is empty", Status.USAGE)
-        return f"q={quote(args.location, safe='')}"
+        try:
+            return f"q={quote(args.location, safe='')}"
+        except UnicodeEncodeError:
+            raise PepsError("the town (-l) is not UTF-8 text", Status.USAGE) from None
     if None in (point if given[2] else box):
         raise PepsError("a point takes --lat and --lon, a box --latmin --latmax --lonmin --lonmax", Status.USAGE)
     if given[2]:
@@ -80,11 +83,14 @@ def confirm(count: int, yes: bool, ask: Callable[[str], str] = input) -> None:
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise PepsError(f"{count} products are many, and nobody is there to ask: add --yes to order them", Status.USAGE)
-    try:
-        while (answer := ask(f"Order {count} products? yes/no: ").strip().lower()) not in ("yes", "y", "no", "n"):
-            pass
-    except EOFError:
-        answer = "no"
+    answer = ""
+    while answer not in ("yes", "y", "no", "n"):
+        try:
+            answer = ask(f"Order {count} products? yes/no: ").strip().lower()
+        except EOFError:
+            answer = "no"
+        except ValueError:  # bytes that are no text
+            answer = ""
     if answer[0] == "n":
         raise PepsError("nothing was ordered, as you said")
 
@@ -100,7 +106,7 @@ def add_to_list(path: Path, name: str = "") -> None:
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as err:
-        raise PepsError(f"product list {common.os_reason(err)}; choose another one with -p", Status.USAGE) from err
+        raise common.os_error(err, path, "put that right, or choose another product list with -p") from err
 
 
 def sort_out(
@@ -133,15 +139,20 @@ def order_each(products: list[L1C], service: common.Service, folder: Path, liste
     for product in products:
         try:
             answer = common.order(service, job_url(service.base, product), folder / f"{product.name}.log")
+            console.say(f"{product.name}: ordered job {answer.job_id}, status {answer.status_location}")
+            add_to_list(listed, product.name)
+            statuses.append(Status.OK)
+        except common.Held as held:  # another run was quicker
+            console.say(f"{product.name}: {held}")
+            add_to_list(listed, product.name)
+            statuses.append(Status.OK)
         except PepsError as err:
             console.error(f"{product.name}: {err}")
             statuses.append(err.status)
             if isinstance(err, common.General):
                 break
-        else:
-            add_to_list(listed, product.name)
-            statuses.append(Status.OK)
-            console.say(f"{product.name}: ordered job {answer.job_id}, status {answer.status_location}")
+        except KeyboardInterrupt as stop:
+            raise type(stop)(f"{product.name}: {stop}" if str(stop) else "") from stop
     return statuses
 
 
@@ -172,6 +183,9 @@ def run(args, console: common.Console) -> Status:
     if args.end_date and args.start_date >= args.end_date:
         raise PepsError(f"the start date {args.start_date} is not before the end date {args.end_date}", Status.USAGE)
     account = common.read_account(args.auth, console)
+    common.refuse_same(account_file=args.auth, product_list=args.prod_list, catalogue_answer=args.json)
+    if args.json:
+        common.require_writable(args.json)
     if not args.dry_run:
         common.make_folder(args.write_dir)
         add_to_list(args.prod_list)
@@ -195,7 +209,7 @@ def run(args, console: common.Console) -> Status:
 
 
 def main(argv=None) -> int:
-    return common.run_script(build_parser(), run, argv)
+    return common.run_script(build_parser, run, argv)
 
 
 if __name__ == "__main__":

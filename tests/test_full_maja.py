@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 from local_peps import OUTPUTS, WPS, acquisitions, cut, hold, make_product, reset, status
 
+import peps_common
+
 EXECUTE = "identifier=FULL_MAJA"
 REFRESH = "identifier=PROCESSING_STATUS"
 SHORT = ("-d", "2017-07-01", "-e", "2017-09-01")
@@ -913,3 +915,108 @@ def test_host_of_the_journal_is_the_server(run, peps):
     peps.advance(hours=100)
     follow(run)
     assert {request.host for request in peps.journal} == {urlsplit(peps.url).netloc}
+
+
+# ---- what no second look may lose
+
+
+def answer_of(job: str, where: str = "http://127.0.0.1:9/wps/outputs/{}.xml") -> bytes:
+    """An accepted order, as short as it can be."""
+    location = where.format(job)
+    return (
+        f'<w:ExecuteResponse xmlns:w="http://www.opengis.net/wps/1.0.0" statusLocation="{location}">'
+        "<w:Status><w:ProcessAccepted/></w:Status></w:ExecuteResponse>"
+    ).encode()
+
+
+def test_answer_that_a_killed_run_left_unnamed_becomes_the_log(run, peps, folder):
+    """Killed between the answer and its name, a run leaves the whole answer in the part file."""
+    (folder / "31TCJ.log.part").write_bytes(answer_of("first"))
+    result = run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log", status=2)
+    assert "job first" in result.err
+    assert (folder / "31TCJ.log").read_bytes() == answer_of("first")
+    assert not (folder / "31TCJ.log.part").exists()
+    assert peps.journal == []
+
+
+def test_unnamed_answer_does_not_displace_the_old_log(run, peps, folder):
+    """With --force there were two jobs: both are kept."""
+    (folder / "31TCJ.log").write_bytes(answer_of("old"))
+    (folder / "31TCJ.log.part").write_bytes(answer_of("new"))
+    run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log", "--force", status=2)
+    assert (folder / "31TCJ.log").read_bytes() == answer_of("new")
+    assert (folder / "31TCJ.log.1").read_bytes() == answer_of("old")
+    assert peps.journal == []
+
+
+@pytest.mark.parametrize("log", ["logs", "."])
+def test_folder_is_no_log_even_by_force(log, run, peps, folder):
+    (folder / "logs").mkdir()
+    run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", log, "--force", status=2)
+    assert peps.journal == []
+
+
+@pytest.mark.parametrize("json_file", ["31TCJ.log", "31TCJ.stat", "31TCJ.json", "peps.txt", "./sub/../31TCJ.log"])
+def test_list_never_takes_the_place_of_another_file(json_file, run, peps, folder):
+    (folder / "sub").mkdir()
+    (folder / "31TCJ.log").write_bytes(answer_of("old"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    result = run(
+        "full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log", "--json", json_file, "--force", status=2
+    )
+    assert "another name" in result.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert peps.journal == []
+
+
+def test_list_that_cannot_be_written_stops_before_anything_is_sent(run, peps):
+    run("full_maja_process", "-t", "31TCJ", *SHORT, "--json", "no/such/list.json", status=2)
+    assert peps.journal == []
+
+
+def test_relative_status_location_is_followed_beside_the_server(run, peps, folder):
+    """Any WPS may have answered; what holds a job is never ordered twice."""
+    body = answer_of("here", "/wps/outputs/{}.xml")
+    peps.faults.append(("identifier=FULL_MAJA", status(200, body=body, content_type="text/xml")))
+    run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log")
+    run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log", status=2)
+    run("full_maja_download", "-l", "31TCJ.log", status=1)
+    assert [request.path for request in peps.requests(OUTPUTS)] == ["/wps/outputs/here.xml"]
+
+
+@pytest.mark.parametrize(
+    ("code", "ends", "words"), [(503, 75, "later"), (401, 1, "account"), (500, 1, "may have been")]
+)
+def test_json_error_with_http_200_to_an_order_is_what_it_says(code, ends, words, run, peps, folder):
+    body = json.dumps({"ErrorCode": code, "ErrorMessage": "no"}).encode()
+    peps.faults.append(("identifier=FULL_MAJA", status(200, body=body, content_type="application/json")))
+    result = run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log", status=ends)
+    assert words in result.err
+    assert not (folder / "31TCJ.log").exists()
+
+
+def test_an_error_of_the_service_with_words_is_still_only_for_now(run, peps, finished_job):
+    """One hiccup of the service must not end a --wait."""
+    finished_job()
+    body = json.dumps({"ErrorCode": 500, "ErrorMessage": "database away"}).encode()
+    peps.always.append((OUTPUTS, status(500, body=body, content_type="application/json")))
+    result = run("full_maja_download", "-l", "31TCJ.log", status=75)
+    assert "database away" in result.err
+
+
+def test_report_that_is_not_there_is_no_reason_to_order_again(run, peps, finished_job):
+    finished_job()
+    peps.always.append(("report.json", status(404)))
+    result = run("full_maja_download", "-l", "31TCJ.log", status=75)
+    assert "order" not in result.err
+
+
+def test_lengths_are_asked_in_vain_once(run, peps, finished_job, monkeypatch):
+    """A server that does not answer HEAD holds the downloads up for one short timeout, not for one a product."""
+    finished_job()
+    monkeypatch.setattr(peps_common, "LENGTH_TIMEOUT_S", 0.2)
+    stalled = hold(threading.Event(), None)
+    peps.always.append(("/maja/", lambda handler: handler.command == "HEAD" and stalled(handler)))
+    result = run("full_maja_download", "-l", "31TCJ.log", "-j", "2")
+    assert len(peps.requests("/maja/", method="HEAD")) <= 2
+    assert ", 0 failed, 0 left" in result.out

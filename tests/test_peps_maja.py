@@ -470,11 +470,11 @@ def test_wrong_password_is_refused_by_the_search(run, peps, account):
 
 def test_last_line_counts_what_was_really_ordered(run, peps, folder):
     """A log that is none and an answer that is no job count as not ordered."""
-    earlier, spoilt, unclear, plain = ORBIT_51[:4]
+    earlier, spoilt, plain, unclear = ORBIT_51[:4]
     peps.catalogue = shows(earlier)
     order(run)
     (folder / f"{spoilt.l1c}.log").write_text("somebody's notes")
-    peps.catalogue = shows(earlier, spoilt, unclear, plain)
+    peps.catalogue = shows(earlier, spoilt, plain, unclear)
     peps.faults.append((f"product={unclear.l1c}&", status(200, body=b"<html>busy</html>")))
     result = order(run, status=1)
     for words in ("4 products found", "1 ordered before", "1 ordered now", "2 not ordered"):
@@ -633,3 +633,34 @@ def test_quiet_is_silent_unless_there_is_news(run, peps):
     peps.advance(hours=3)
     assert CLEAR[0].l1c in follow(run, "-q").out
     assert follow(run, "-q")[1:] == ("", "")
+
+
+def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps, folder):
+    """Two runs at once: what one of them orders, the other finds ordered when its turn comes."""
+    first = ORBIT_51[0]
+    answer = Path(f"{first.l1c}.log")
+    peps.catalogue = shows(first)
+
+    def order_it_meanwhile(handler) -> bool:
+        answer.write_text(
+            '<w:ExecuteResponse xmlns:w="http://www.opengis.net/wps/1.0.0" '
+            'statusLocation="http://127.0.0.1:9/theirs.xml"><w:Status><w:ProcessAccepted/></w:Status>'
+            "</w:ExecuteResponse>"
+        )
+        Path(f"{answer}.part").write_bytes(answer.read_bytes())
+        answer.unlink()
+        return False
+
+    peps.faults.append(("search.json", order_it_meanwhile))
+    result = order(run)
+    assert "job theirs" in result.out
+    assert result.err == ""
+    assert listed() == [first.l1c]
+    assert peps.requests("identifier=MAJA") == []
+
+
+def test_account_file_and_catalogue_answer_are_no_product_list(run, peps, folder, account):
+    for files in (("-p", "peps.txt"), ("-p", "list.txt", "--json", "list.txt")):
+        run("peps_maja_process", "-t", "31TCJ", *NOVEMBER[:-2], *files, status=2)
+    assert account.read_text("utf-8") == f"{peps.account}\n"
+    assert peps.journal == []
