@@ -3,33 +3,962 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the script without a word
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import contextlib
+import errno
+import functools
+import itertools
 import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import peps_common as common
-from peps_common import L1C, Acquisition, Job, PepsError, State, Status, Unreadable
+from peps_common import L1C, CommonCause, PepsError, Service, Status, console, human, one_line, plural
 
-HINTS = {
+FLUSH_BYTES = 16 * 1024 * 1024
+WISH_PATIENCE_S = 30
+LENGTH_PATIENCE_S = 10
+SLOWEST_BYTES, SLOWEST_S = 60_000, 60  # a connection that brings less in that time is broken off
+RESULTS_MAX = 10_000
+ZIP_START = b"PK\x03\x04"
+
+
+# The report
+
+
+class State(Enum):
+    """How a job stands, with the exit status that this means."""
+
+    WAITING = ("waiting", Status.NOT_YET)
+    RUNNING = ("running", Status.NOT_YET)
+    UNKNOWN = ("in an unknown state", Status.NOT_YET)
+    UNREPORTED = ("without a report", Status.NOT_YET)
+    UNREACHED = ("without an answer", Status.NOT_YET)
+    FINISHED = ("finished", Status.OK)
+    FAILED = ("failed", Status.FAILED)
+    CANCELED = ("canceled", Status.FAILED)
+    GONE = ("gone", Status.FAILED)
+    REFUSED = ("refused", Status.FAILED)
+    IN_DOUBT = ("in doubt", Status.FAILED)
+    WRONG_LOG = ("without a usable log", Status.USAGE)
+
+    def __init__(self, word: str, status: Status):
+        self.word = word
+        self.status = status
+
+
+# What people should know of a job in a state, said once a run; CANCELED's is what it can mean, GONE's what helps.
+FULL_MAJA_HINTS = {
     State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
-    State.RUNNING: "a job usually takes 1 h for the first date and 25 min for each further one",
+    State.RUNNING: "the service's count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
+    State.GONE: "order it again: full_maja_process --force, or another -l",
 }
+
+
+class Report(NamedTuple):
+    """A job's JSON report; `words` are its progress, its message or a state that nobody knows, `results` are URLs."""
+
+    state: State
+    words: str
+    results: tuple[str, ...] = ()
+    unprocessed: int = 0
+    lost: tuple[str, ...] = ()
+
+
+REPORT_WORDS = {
+    "PENDING": State.WAITING,
+    "STALLED": State.RUNNING,  # the service's word for it
+    "FINISHED": State.FINISHED,
+    "ERROR": State.FAILED,
+    "CANCELED": State.CANCELED,
+    "CANCELLED": State.CANCELED,
+}
+
+
+def parse_report(document: bytes) -> Report:
+    """Read a job's report, of FULL_MAJA or of the single-product MAJA.
+
+    The keys are those of USER_INFO; where one is missing, the state word, percentCompleted and the .zip URLs are taken
+    from wherever they stand, as the single-product process writes them. Raises Unreadable (75) if it is none.
+    """
+    whole = common.parse_json(document)
+    if not isinstance(whole, dict):
+        raise common.Unreadable("a JSON document that is no report", Status.NOT_YET)
+    info, everything = common.as_dict(whole.get("USER_INFO")), list(scalars(whole))
+    word = info.get("job_status")
+    if not isinstance(word, str):
+        word = next((value for _, value in everything if value in REPORT_WORDS), "")
+    state = REPORT_WORDS.get(word.strip().upper(), State.UNKNOWN)
+    progress = info.get("process", next((value for key, value in everything if key == "percentCompleted"), None))
+    percent = "" if progress is None else f"{one_line(progress, 20).rstrip('% ')}%"
+    words = {State.RUNNING: percent, State.UNKNOWN: one_line(word, 40)}.get(state, one_line(info.get("message") or ""))
+    results = parse_results(info.get("results"), everything)
+    if len(results) > RESULTS_MAX:
+        raise common.Unreadable(f"a report of more than {RESULTS_MAX} results, which is refused", Status.FAILED)
+    return Report(state, words, results, *parse_unprocessed(info.get("unprocessed")))
+
+
+def scalars(root: object) -> Iterator[tuple[str, Any]]:
+    """Every value of a JSON document that is no object or list, with the key it stands under, in its order."""
+    stack = [("", root)]
+    while stack:
+        key, node = stack.pop()
+        if isinstance(node, dict):
+            stack.extend(reversed(list(node.items())))
+        elif isinstance(node, list):
+            stack.extend((key, item) for item in reversed(node))
+        else:
+            yield key, node
+
+
+def parse_results(listed: object, everything: list[tuple[str, Any]]) -> tuple[str, ...]:
+    """The result URLs: those listed, else every .zip URL of the report; each once."""
+    if listed or isinstance(listed, (list, dict)):
+        found = [one_line(value, 4000) for _, value in scalars(listed) if value is not None]
+    else:
+        texts = [value for _, value in everything if isinstance(value, str)]
+        found = [text for text in texts if re.fullmatch(r"https?://\S+\.zip", text)]
+    return tuple(dict.fromkeys(found))
+
+
+def parse_unprocessed(value: object) -> tuple[int, tuple[str, ...]]:
+    """How many dates were lost, and the names of those that the report names."""
+    if isinstance(value, (list, dict)):
+        names = tuple(one_line(name) for _, name in scalars(value) if name is not None)
+        return len(names), names[:RESULTS_MAX]
+    try:
+        return max(0, int(min(float(str(value)), 1e6))), ()
+    except ValueError:
+        return (1, (one_line(value),)) if isinstance(value, str) and value.strip() else (0, ())
+
+
+def product_name(url: str) -> str:
+    """The file name of a result: one path component that can harm nothing, not even as a module beside the scripts.
+
+    Raises PepsError (status 1) when the URL is none or its name is refused.
+    """
+    name = unquote(urlsplit(url).path.rpartition("/")[2]) if common.http_url(url) else ""
+    if not common.is_file_name(name) or re.search(r"\.(part|py[cdow]?|pth|so|dll)$", name, re.IGNORECASE):
+        raise PepsError(f"the result '{one_line(url)}' is refused: it is no http address of a plain file name")
+    return name
+
+
+def read_expected(path: Path) -> list[L1C]:
+    """The products of a catalogue answer; raises PepsError (status 2) if the file is none."""
+    advice = "give the list of full_maja_process --json"
+    try:
+        with common.named_file(path, advice):
+            page, _ = common.parse_page(path.read_bytes())
+    except common.Unreadable as err:
+        raise PepsError(f"{path} is {err}; {advice}", Status.USAGE) from err
+    return [product for product in map(L1C.from_feature, page["features"]) if product]
+
+
+def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterable[str]) -> list[common.Acquisition]:
+    """The expected acquisitions with neither a product nor a too cloudy one among the result URLs, in order.
+
+    The name of one bears the start of the data take, that of the other the time of the tile, some minutes later.
+    """
+    there = [seen for seen in (common.acquisition(unquote(url.rpartition("/")[2])) for url in results) if seen]
+    return [
+        one
+        for one in sorted(set(expected))
+        if not any(one[:2] == seen[:2] and abs((one.time - seen.time).total_seconds()) <= 3600 for seen in there)
+    ]
+
+
+# One download
+
+
+class NotAProduct(PepsError):
+    """A page, an error or nothing came where a product was asked for."""
+
+
+class Product:
+    """One product to be had: where from, where to, for which job, and what became of it."""
+
+    def __init__(self, url: str, path: Path, job: str):
+        self.url, self.path, self.job = url, path, job
+        self.size: int | None = None  # in bytes, where the server tells
+        self.status, self.words = Status.NOT_YET, ""
+        self.received, self.seconds = 0, 0.0
+        self.downloaded = self.damaged = self.read_through = False
+
+    @property
+    def partial(self) -> int:
+        """Bytes that an earlier run left."""
+        with contextlib.suppress(OSError):
+            return common.part_path(self.path).lstat().st_size
+        return 0
+
+    def problem(self, file: Path, every_byte: bool) -> str | None:
+        """What is wrong with a file that should be this product, None if nothing; of no zip that it is missing."""
+        common.require_plain(file)
+        if self.path.suffix == ".zip":
+            return zip_problem(file, every_byte)
+        return None if file.exists() else "missing"
+
+
+def zip_problem(path: Path, every_byte: bool = False) -> str | None:
+    """What is wrong with a zip file, None if nothing; with `every_byte` each member's CRC is compared, too."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Python looks for the members from the end, so that bytes missing between move the first one.
+            if min((member.header_offset for member in archive.infolist()), default=-1) != 0:
+                return "its directory does not fit it" if archive.infolist() else "an empty archive"
+            damaged = archive.testzip() if every_byte else None
+            return f"{one_line(damaged, 80)} in it is damaged" if damaged else None
+    except Exception as err:  # each compression method has errors of its own; whichever it is, the file is not whole
+        return one_line(err) or type(err).__name__
+
+
+def download(service: Service, product: Product, check: bool, on_bytes: Callable[[int], None]) -> None:
+    """Bring a product to its name, whole and checked, continuing what an earlier run left.
+
+    `check`: a product already there is whole only if all its CRCs are right. `on_bytes` is told, again and again, how
+    many more are on disk. Raises PepsError: status 75 when it may be had later, 1 when it cannot; OSError.
+    """
+    began = time.monotonic()
+    with common.part_file(product.path) as part:
+        problem = product.problem(product.path, check)
+        for _ in ("as it comes", "afresh") if problem else ():
+            try:
+                continued = receive_whole(service, product, part, on_bytes)
+            except NotAProduct as err:
+                problem = str(err)
+                continue
+            # A product in one piece was checked by TCP; what was put together is read through.
+            problem = zip_problem(Path(part.name), every_byte=continued) if product.path.suffix == ".zip" else None
+            if problem is None:
+                common.finish(part, product.path)
+                product.downloaded, product.seconds = True, time.monotonic() - began
+                break
+            problem = f"a damaged product ({problem})"
+            part.truncate(0)
+    if problem:
+        raise PepsError(f"{common.host_of(product.url)} sent {problem}, twice; if that stays so, tell the service")
+    product.status = Status.OK
+
+
+def receive_whole(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> bool:
+    """Fill a part file to the product's end, over as many connections as it takes while each makes progress.
+
+    Returns whether it was continued, so that its bytes come from more than one answer.
+    """
+    furthest, idle = os.fstat(part.fileno()).st_size, 0
+    while True:
+        try:
+            return receive(service, product, part, on_bytes) > 0
+        except common.CutOff as err:
+            size = os.fstat(part.fileno()).st_size
+            idle = 0 if size > furthest else idle + 1
+            furthest = max(size, furthest)
+            if idle == common.TRIES:
+                words = f"{common.host_of(product.url)} breaks off at {human(size)}, tried {idle} times ({err})"
+                raise PepsError(words, Status.NOT_YET) from err
+            time.sleep(common.BACKOFF_S * idle)
+
+
+def receive(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> int:
+    """Append one answer's body to a part file, and return the offset it began at.
+
+    Raises CutOff when the body ended too early; NotAProduct when it is none, with the part file untouched.
+    """
+    held = os.fstat(part.fileno()).st_size
+    for offset in (held, 0):
+        headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
+        with (
+            service.patience.lasting(common.PATIENCE_S),
+            service.open(product.url, "product", headers=headers, accept=accept) as response,
+        ):
+            span = body_span(response.status_code, response.headers, offset)
+            if offset and span == (offset, offset):
+                return offset
+            if span is not None:
+                take_body(service, product, part, response, span, on_bytes)
+                return span[0]
+    host = common.host_of(product.url)
+    raise PepsError(f"{host} sends another part of the product than asked for; tell the service")
+
+
+def take_body(service: Service, product: Product, part: Any, response: Any, span: Any, on_bytes: Any) -> None:
+    """Write a body to its place in a part file; raises CutOff unless it has the product's length in the end."""
+    (start, total), held = span, os.fstat(part.fileno()).st_size
+    body = service.pieces(response, "product", float("inf"))
+    head = product_head(product, response, body) if start == 0 else b""
+    require_space(product.path.parent, (total or 0) - held)
+    if start == 0:
+        part.truncate(0)
+        on_bytes(-held)
+    part.seek(start)
+    size = flushed = counted = start
+    service.patience.until = time.monotonic() + SLOWEST_S
+    for chunk in itertools.chain([head], body):
+        common.write(part, chunk)
+        size += len(chunk)
+        product.received += len(chunk)
+        on_bytes(len(chunk))
+        if size - counted >= SLOWEST_BYTES:
+            counted, service.patience.until = size, time.monotonic() + SLOWEST_S
+        if size - flushed >= FLUSH_BYTES:
+            flushed = size
+            start_flush(part)
+    if total not in (None, size):
+        raise common.CutOff(f"{size} of {total} bytes")
+
+
+def start_flush(file: Any) -> None:
+    """Let the disk begin with what was written, where the system can be told, so that little is left for the end."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bounded(text: str | None) -> int | None:
+    """A number of bytes as a header tells it, None if it is none or longer than any."""
+    return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | None:
+    """Where the body of an answer begins and how long the product is, both in bytes.
+
+    (offset, offset) means that nothing is left to come; None that the answer does not fit the bytes from `offset`
+    on. RFC 9110, sections 14.4 and 15.5.17.
+    """
+    if code == 200:
+        return 0, bounded(headers.get("Content-Length"))
+    found = re.fullmatch(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+|\*)", headers.get("Content-Range", "").strip())
+    first, total = (bounded(found[1]), bounded(found[2])) if found else (None, None)
+    if code == 416:
+        return (offset, offset) if total == offset else None
+    return (offset, total) if found and first == offset else None
+
+
+def product_head(product: Product, response: Any, body: Iterator[bytes]) -> bytes:
+    """The first bytes of a product; raises NotAProduct when they are those of a page, an error or nothing."""
+    head = b""
+    while len(head) < len(ZIP_START) and (chunk := next(body, b"")):
+        head += chunk
+    page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and product.path.suffix not in (".html", ".htm")
+    error = common.parse_json_error(head)
+    if head and not error and (head.startswith(ZIP_START) if product.path.suffix == ".zip" else not page):
+        return head
+    kind = one_line(response.headers.get("Content-Type", "no type"), 60)
+    words = "an empty answer" if not head else f"a page, or something else that is no product ({kind})"
+    raise NotAProduct(f"an error ({error[1]})" if error else words)
+
+
+def free_space(folder: Path) -> float:
+    """Bytes free on a folder's disk; without end where the file system does not tell."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else float("inf")
+
+
+def require_space(folder: Path, need: int) -> None:
+    if need > free_space(folder):
+        raise CommonCause(f"not enough disk space in {folder}: {human(free_space(folder))} free; make room, run again")
+
+
+# One job
+
+
+class Job:
+    """One job of a run: its files, and how it stands as far as this run knows."""
+
+    def __init__(self, name: str, log: Path, status_file: Path, report_file: Path):
+        self.name, self.log, self.status_file, self.report_file = name, log, status_file, report_file
+        self.answer = common.WpsAnswer("")
+        self.state, self.words, self.told, self.doubt = State.UNREACHED, "", "", ""
+        self.asked = self.common = False  # whether the service was; whether others fail for the same reason
+        self.report: Report | None = None
+        self.products: list[Product] = []
+        self.refused: list[str] = []
+        self.cloudy: list[str] = []
+
+    @property
+    def status(self) -> Status:
+        """The exit status that the job, its results and its products lead to."""
+        failed = [Status.FAILED] if self.refused or self.doubt else []
+        return common.worst([self.state.status, *failed, *(product.status for product in self.products)])
+
+    @property
+    def ended(self) -> bool:
+        """Whether looking again would change nothing."""
+        return Status.NOT_YET not in (self.state.status, *(product.status for product in self.products))
+
+    def read(self) -> None:
+        """Read the log, and the finished report beside it if the status document there is this job's."""
+        advice = "give a log that was written when ordering"
+        try:
+            answer = common.look_at(self.log)
+        except common.OrderInDoubt as err:
+            self.doubt = f"{err}; if it is not there, remove {common.part_path(self.log)} and order again"
+            answer = common.parse_wps(self.log.read_bytes(), cut=True) if self.log.exists() else None
+            if answer is None:
+                self.conclude(State.IN_DOUBT, self.doubt)
+                return
+        if answer is None:
+            with common.named_file(self.log, advice):
+                raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
+        if answer.failed:
+            raise PepsError(f"{self.log} holds a refused order: {answer.message}; order again", Status.USAGE)
+        if not (answer.status_location and common.http_url(answer.status_location, "https://server/")):
+            raise PepsError(f"{self.log} names no statusLocation that can be asked; {advice}", Status.USAGE)
+        self.answer = answer
+        with contextlib.suppress(OSError, PepsError):
+            report = parse_report(self.report_file.read_bytes())
+            if report.state == State.FINISHED and self._is_ours(self.status_file):
+                self.conclude(State.FINISHED, report=report)
+
+    def _is_ours(self, status_file: Path) -> bool:
+        """Whether a status document bears the log's statusLocation."""
+        with contextlib.suppress(OSError, PepsError):
+            return common.parse_wps(status_file.read_bytes()).status_location == self.answer.status_location
+        return False
+
+    def conclude(self, state: State, words: str = "", report: Report | None = None) -> None:
+        self.state, self.words, self.report = state, words, report
+
+    def ask(self, service: Service) -> None:
+        """Learn how the job stands, in two minutes at most; the documents are kept beside the log. Raises PepsError."""
+        location = common.http_url(self.answer.status_location, f"{service.base}/")
+        with service.patience.lasting(common.PATIENCE_S):
+            document, answer = service.read(location, "status document", common.parse_wps)
+            if not answer.failed:
+                self._refresh(service)
+                if not answer.report_url:  # the service may name it only now
+                    document, answer = service.read(location, "status document", common.parse_wps)
+            if answer.failed or not answer.report_url:
+                self._keep(document)
+                percent = f"{answer.progress.rstrip('% ')}%" if answer.progress else ""
+                states = {
+                    "ProcessFailed": (State.FAILED, answer.message),
+                    "ProcessSucceeded": (State.UNREPORTED, "a success, as the service says, but it names no report"),
+                    "ProcessStarted": (State.RUNNING, percent),
+                }
+                self.conclude(*states.get("ProcessFailed" if answer.failed else answer.state, (State.WAITING, "")))
+                return
+            try:
+                text, report = service.read(answer.report_url, "report", parse_report)
+            except PepsError as err:
+                self._keep(document)
+                if isinstance(err, common.Gone):
+                    raise PepsError(f"{err} yet, or any more", Status.NOT_YET) from err
+                raise
+        self._keep(document, text)
+        self.conclude(report.state, report.words, report)
+
+    def _refresh(self, service: Service) -> None:
+        """Ask the service to bring the job's report up to date; a report that stays old is still a report."""
+        flags = "status=false&storeExecuteResponse=false"
+        url = common.execute_url(service.base, "PROCESSING_STATUS", {"wps_id": self.answer.job_id}, flags)
+        with contextlib.suppress(PepsError, common.CutOff), service.patience.lasting(WISH_PATIENCE_S):
+            response = service.open(url, "refresh", wish=True)
+            with response:
+                b"".join(service.pieces(response, "refresh", common.DOCUMENT_MAX_BYTES))
+
+    def _keep(self, document: bytes, report: bytes | None = None) -> None:
+        """Keep the documents; a status document of this job must never stand beside the report of another."""
+        if report is not None:
+            common.write_whole(self.report_file, report)
+        elif not self._is_ours(self.status_file):
+            self.report_file.unlink(missing_ok=True)
+        common.write_whole(self.status_file, document)
+
+    def take_results(self, folder: Path, known: dict[Path, Product]) -> None:
+        """Sort the report's results: products, of which each file is `known` once, too cloudy ones, refused ones."""
+        self.products, self.refused, self.cloudy = [], [], []
+        for url in self.report.results if self.report and self.state == State.FINISHED else ():
+            try:
+                name = product_name(url)
+                if "NOVALD" in name:
+                    self.cloudy.append(name)
+                    continue
+                product = known.setdefault(folder / name, Product(url, folder / name, self.name))
+                if product in self.products:
+                    raise PepsError(f"the result '{one_line(url)}' is refused: another result has that name")
+                product.url = url if product.job == self.name else product.url
+                self.products.append(product)
+            except PepsError as err:
+                self.refused.append(str(err))
+
+    def describe(self, hints: dict[State, str]) -> str:
+        """How the job stands, in words; a hint on a state comes once a run."""
+        hint = console.once(hints.get(self.state, ""))
+        if self.state in (State.WAITING, State.RUNNING):
+            progress = f", {self.words}" if self.words else ""
+            return f"{self.state.word}{progress}{f' ({hint})' if hint else ''}"
+        if self.state == State.UNKNOWN:
+            return f"in the state '{self.words}', taken for not finished" if self.words else "its report tells no state"
+        if self.state == State.FINISHED:
+            return f"finished: {self._counts()}"
+        if self.state in (State.FAILED, State.CANCELED):
+            can_mean = hints.get(State.CANCELED, "") if self.state == State.CANCELED else ""
+            words = "; ".join(filter(None, [self.words or can_mean or "the service says no more", hints[State.GONE]]))
+            return f"{self.state.word}: {words}"
+        return f"{self.words}; {hints[State.GONE]}" if self.state == State.GONE else self.words
+
+    def _counts(self) -> str:
+        """What a finished job brings, no zero among the numbers."""
+        fetch = [product for product in self.products if product.status == Status.NOT_YET]
+        sizes = [product.size - product.partial for product in fetch if product.size]
+        size = f", {human(sum(sizes))}" if sizes and len(sizes) == len(fetch) else ""
+        there, lost = len(self.products) - len(fetch), self.report.unprocessed if self.report else 0
+        where = f"{f'{there} on disk, ' * (there > 0)}{len(fetch)} to fetch{size}" if fetch else "all on disk"
+        counts = (
+            (len(self.products), f"{'product' if len(self.products) == 1 else 'products'} ({where})"),
+            (len(self.cloudy), "too cloudy"), (lost, "date lost" if lost == 1 else "dates lost"),
+        )  # fmt: skip
+        return ", ".join(f"{count} {words}" for count, words in counts if count) or "no products"
+
+
+# The follow-up of many
+
+
+def in_threads(
+    function: Callable[[Any], None], items: list[Any], at_once: int, idle: Callable[[], object] = lambda: None
+) -> Iterator[tuple[Any, PepsError | None]]:
+    """Call a function with each item in threads, and yield each item when that is done, with its error if it failed.
+
+    The threads are daemons: Ctrl-C ends the script without waiting for the network. `idle` is called once a second.
+    """
+    from queue import Empty, SimpleQueue
+
+    waiting, done = SimpleQueue[Any](), SimpleQueue[Any]()
+    for item in items:
+        waiting.put(item)
+
+    def work() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                item = waiting.get_nowait()
+                try:
+                    function(item)
+                    done.put((item, None))
+                except BaseException as err:
+                    done.put((item, err))
+
+    start_threads(work, min(at_once, len(items)))
+    left = len(items)
+    while left:
+        try:
+            item, error = done.get(timeout=1)
+        except Empty:
+            idle()
+        else:
+            left -= 1
+            yield item, expected(error)
+
+
+def start_threads(work: Callable[[], None], count: int) -> None:
+    """Start daemon threads, as many as the system grants; raises PepsError if that is none."""
+    for number in range(count):
+        try:
+            threading.Thread(target=work, daemon=True).start()
+        except RuntimeError as err:
+            if number == 0:
+                raise PepsError("no thread can be started; free some memory or processes, run again") from err
+            return
+
+
+def expected(err: BaseException | None) -> PepsError | None:
+    """An error of a thread as one that the user is told; raises what is a bug."""
+    if isinstance(err, OSError):
+        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+        return (CommonCause if full else PepsError)(f"{common.os_words(err)}; put that right and run this again")
+    if isinstance(err, MemoryError):
+        return CommonCause("the memory is not enough; free some, or use a smaller -j")
+    if isinstance(err, PepsError):
+        err.__cause__ = err.__context__ = None  # their frames would keep sixteen large documents
+        return err.with_traceback(None)
+    if err is not None:
+        raise err
+    return None
+
+
+class FollowUp:
+    """One run of a download script: its jobs, their products, and the account of both.
+
+    `connect` makes the Service, only if something must be asked; `hints` are what people should know of a job in a
+    state; `at_once` is the number of downloads; `check` reads the products on disk through.
+    """
+
+    def __init__(
+        self, jobs: list[Job], folder: Path, connect: Callable[[], Service], hints: dict[State, str], at_once: int = 4,
+        check: bool = False, dry_run: bool = False,
+    ):  # fmt: skip
+        self.jobs, self.folder, self.hints, self.at_once = jobs, folder, hints, at_once
+        self.check, self.dry_run = check, dry_run
+        self.products: dict[Path, Product] = {}
+        self.missing: dict[str, int] = {}
+        self._connect, self._lengths, self._spent = connect, True, 0.0
+
+    @functools.cached_property
+    def service(self) -> Service:
+        return self._connect()
+
+    def run(self, interval_s: float | None, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Look once, or every `interval_s` seconds until every job has ended, and download what is finished."""
+        console.clock = interval_s is not None
+        self._read(self.jobs)
+        self._look_on_disk()
+        for job in self.jobs:
+            if job.state == State.FINISHED and (job.refused or not job.ended):
+                job.conclude(State.UNREACHED)  # the report is asked for again
+        self._tell([job for job in self.jobs if job.ended])
+        while not all(job.ended for job in self.jobs):
+            if interval_s is not None:
+                console.later = time.strftime("next look at %H:%M", time.localtime(time.time() + interval_s))
+            self._look([job for job in self.jobs if not job.ended])
+            if interval_s is None or all(job.ended for job in self.jobs):
+                break
+            sleep(interval_s)
+
+    def _read(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            try:
+                job.read()
+            except PepsError as err:
+                job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.WRONG_LOG, str(err))
+            job.take_results(self.folder, self.products)
+
+    def _look(self, jobs: list[Job]) -> None:
+        """Ask how jobs stand, side by side, say it, and download."""
+        self._read([job for job in jobs if not job.answer.holds_job])
+        asked = [job for job in jobs if job.answer.holds_job]
+        if asked:
+            self.service.look_anew()
+        for job, err in in_threads(lambda job: job.ask(self.service), asked, common.ASK_AT_ONCE):
+            job.asked, job.common = True, isinstance(err, CommonCause)
+            if isinstance(err, common.Gone):
+                job.conclude(State.GONE, f"{err}; the service does not keep jobs for ever")
+            elif err:
+                job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.REFUSED, str(err))
+        for job in asked:  # in their order: of two that name one product it is the first one's
+            job.take_results(self.folder, self.products)
+        self._look_on_disk()
+        wanted = [product for product in self._wanted() if product.status == Status.NOT_YET]
+        for _ in in_threads(self._measure, wanted, self.at_once):
+            pass
+        self._tell(jobs)
+        if not self.dry_run:
+            self._download(sorted(wanted, key=lambda product: product.size or 2**63, reverse=True))
+
+    def _wanted(self) -> list[Product]:
+        """The products of all jobs, each once."""
+        return list({product.path: product for job in self.jobs for product in job.products}.values())
+
+    def _look_on_disk(self) -> None:
+        """Find out which products are there already, and whole."""
+
+        def look(product: Product) -> None:
+            problem = product.problem(product.path, self.check)
+            product.status, product.damaged = Status.NOT_YET if problem else Status.OK, bool(problem)
+
+        there = [one for one in self._wanted() if one.status == Status.NOT_YET and os.path.lexists(one.path)]
+        for product, err in in_threads(look, there, self.at_once):
+            product.read_through = self.check and product.path.suffix == ".zip"
+            product.words = self._failed(product, err) if err else ""
+
+    def _measure(self, product: Product) -> None:
+        """Ask for the size of a product: a wish, and not repeated at a server that does not grant it."""
+        if self._lengths:
+            try:
+                with self.service.patience.lasting(LENGTH_PATIENCE_S):
+                    response = self.service.open(product.url, "product", method="HEAD", wish=True)
+                product.size = bounded(response.headers.get("Content-Length"))
+                response.close()
+            except PepsError as err:
+                self._lengths = err.status != Status.NOT_YET
+
+    def _tell(self, jobs: list[Job]) -> None:
+        """Say how jobs stand, as far as that is new; what stops many for one reason in one line."""
+        causes: dict[str, list[Job]] = {}
+        for job in jobs:
+            told, job.told = job.told, f"{job.state} {job.words}"
+            if told == job.told:
+                continue
+            line = f"{job.name}: {job.describe(self.hints)}"
+            if job.common:
+                causes.setdefault(job.words, []).append(job)
+            elif job.state in (State.WAITING, State.RUNNING, State.UNKNOWN, State.UNREPORTED):
+                console.say(f"{line}; {console.later}" if console.clock or console.once(console.later) else line)
+            elif job.state == State.FINISHED:
+                console.say(line, news=job.asked)
+                self._tell_results(job)
+            else:
+                console.error(PepsError(line, job.state.status))
+            if job.doubt and job.state != State.IN_DOUBT:
+                console.error(f"{job.name}: {job.doubt}")
+        for words, stopped in causes.items():
+            what = stopped[0].name if len(stopped) == 1 else plural(len(stopped), "job")
+            console.error(PepsError(f"{what}: {words}", stopped[0].state.status))
+
+    def _tell_results(self, job: Job) -> None:
+        for name in job.cloudy if job.asked else ():
+            console.say(f"{job.name}: too cloudy, so there is no product: {name}")
+        for refusal in job.refused:
+            console.error(f"{job.name}: {refusal}")
+        report = job.report
+        if report and report.unprocessed and job.asked:
+            which = ", ".join(report.lost) or "full_maja_process -n --json LIST, then --json LIST here, tell which"
+            console.error(
+                f"warning: {job.name}: {plural(report.unprocessed, 'date')} lost, most likely by an overloaded tape "
+                f"robot; running this again brings no more ({which}); see {job.report_file}"
+            )
+        if report and not report.results and job.asked:
+            console.error(f"warning: {job.name}: finished without any product; see {job.report_file}")
+        for product in job.products if self.dry_run else ():
+            if product.status == Status.NOT_YET:
+                console.say(f"to fetch: {product.path.name}{f'  {human(product.size)}' if product.size else ''}")
+
+    def _download(self, products: list[Product]) -> None:
+        """Download products, the largest first so that none is left to run alone at the end."""
+        products, began = self._that_fit(products), time.monotonic()
+        causes: dict[str, list[Product]] = {}
+        done, failed, total = 0, 0, len(products)
+        with progress_bar(products) as (advance, describe):
+            describe(0, total, 0)
+            fetch = lambda product: download(self.service, product, self.check, advance)  # noqa: E731
+            for product, err in in_threads(fetch, products, self.at_once, describe):
+                done, failed = done + 1, failed + bool(err)
+                describe(done, total, failed)
+                if product.downloaded:
+                    size, rate = human(product.size or product.received), human(product.received / product.seconds)
+                    words = f"{product.path.name}  {size} in {duration(product.seconds)}, {rate}/s"
+                    console.say(f"[{done}/{total}] {words}", news=True)
+                elif isinstance(err, CommonCause):
+                    product.status = err.status
+                    words = (
+                        f"another run is at work in {self.folder}" if isinstance(err, common.AnotherRun) else str(err)
+                    )
+                    causes.setdefault(words, []).append(product)
+                elif err:
+                    product.words = self._failed(product, err)
+        self._spent += time.monotonic() - began
+        self._look_on_disk()  # what another run was at may be there by now
+        for words, stopped in causes.items():
+            left = [product for product in stopped if product.status != Status.OK]
+            if left:
+                self._give_up(left, CommonCause(words, left[0].status))
+
+    def _failed(self, product: Product, err: PepsError) -> str:
+        product.status = err.status
+        words = f"{product.job}: {product.path.name}: {err}"
+        if words != product.words:
+            console.error(PepsError(words, err.status))
+        return words
+
+    def _give_up(self, products: list[Product], cause: CommonCause) -> None:
+        """Say in one line why products are not downloaded, unless that was said before."""
+        new = [product for product in products if product.words != str(cause)]
+        for product in products:
+            product.status, product.words = cause.status, str(cause)
+        if new:
+            one = f"{new[0].job}: {new[0].path.name}" if len(new) == 1 else plural(len(new), "product")
+            console.error(CommonCause(f"{one}: {cause}", cause.status))
+
+    def _that_fit(self, products: list[Product]) -> list[Product]:
+        """The products for which the folder has room, as far as the server tells their sizes."""
+        if not products:
+            return []
+        if not os.access(self.folder, os.W_OK):
+            self._give_up(products, CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded"))
+            return []
+        room = free = free_space(self.folder)
+        fitting: list[Product] = []
+        left: list[Product] = []
+        for product in products:
+            need = max(0, (product.size or 0) - product.partial)
+            (fitting if need <= room else left).append(product)
+            room -= need if need <= room else 0
+        if left:
+            need = sum((product.size or 0) - product.partial for product in left)
+            words = f"not enough disk space in {self.folder}: {human(free)} free, {human(need)} more to come"
+            self._give_up(left, CommonCause(f"{words}; make room and run again"))
+        return fitting
+
+    def compare(self, listed: list[L1C]) -> None:
+        """List the acquisitions of a catalogue answer without a result, once all jobs have finished."""
+        if not all(job.state == State.FINISHED for job in self.jobs):
+            console.say("missing acquisitions are looked for when every job has finished")
+            return
+        seen = [product.acquisition for product in listed if product.acquisition]
+        results = {job.name: job.report.results for job in self.jobs if job.report}
+        missing = missing_acquisitions(seen, [url for urls in results.values() for url in urls])
+        for one in missing:
+            console.error(f"warning: no result for {one.platform} of {one.time:%Y-%m-%d}, tile {one.tile}")
+        if len(seen) < len(listed):
+            names = plural(len(listed) - len(seen), "product")
+            console.error(f"warning: {names} of the list cannot be compared: neither name nor entry says the tile")
+        tiles = {one.tile for one in seen}
+        ours = [name for name, urls in results.items() if any(f"_T{tile}_" in url for tile in tiles for url in urls)]
+        self.missing = {"": len(missing), **dict.fromkeys(ours or results, 0)}
+
+    def finish(self) -> Status:
+        """Say the last line, which sums the run up, and return its exit status."""
+        states = Counter(job.state.word for job in self.jobs)
+        first, *rest = [f"{count} {word}" for word, count in states.items()]
+        number, _, word = first.partition(" ")
+        jobs = ", ".join([f"{plural(int(number), 'job')} {word}", *rest])
+        wanted = self._wanted()
+        brought = [product for product in wanted if product.downloaded]
+        there = sum(product.status == Status.OK for product in wanted) - len(brought)
+        took = f"({human(sum(one.received for one in brought))} in {duration(self._spent)})"
+        lost = {job.name: job.report.unprocessed for job in self.jobs if job.report}
+        compared = sum(count for name, count in lost.items() if name in self.missing)
+        dates = sum(lost.values()) - compared + max(compared, self.missing.get("", 0))
+        failed = sum(product.status == Status.FAILED for product in wanted) + sum(len(job.refused) for job in self.jobs)
+        left = sum(product.status == Status.NOT_YET for product in wanted)
+        counts = [
+            (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "not to be had"),
+            (left, "to fetch" if self.dry_run else "left for the next run"),
+            (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
+            (dates, "date lost" if dates == 1 else "dates lost"),
+        ]  # fmt: skip
+        parts = [f"{count} {words}" for count, words in counts if count]
+        if parts and wanted:
+            number, _, words = parts[0].partition(" ")
+            parts[0] = f"{plural(int(number), 'product')} {words}"
+        self._tell_check([product for product in wanted if product.read_through])
+        products = f" {', '.join(parts)}, in {self.folder.resolve()}" if parts else ""
+        news = bool(brought) or any(job.asked and job.ended for job in self.jobs)
+        console.say(f"{jobs}.{products}", news=news)
+        return common.worst(job.status for job in self.jobs)
+
+    def _tell_check(self, read: list[Product]) -> None:
+        damaged = [product for product in read if product.damaged]
+        again = sum(product.downloaded for product in damaged)
+        mended = "fetched again" if again == len(damaged) else f"{again} of them fetched again"
+        if read:
+            words = f"{len(damaged)} damaged, {mended}" if damaged else "none damaged"
+            console.say(f"--check: {len(read)} read, {words}", news=bool(damaged))
+
+
+@contextlib.contextmanager
+def progress_bar(products: list[Product]) -> Iterator[Any]:
+    """A bar for the block, if stderr is a terminal and tqdm is installed.
+
+    Yields two functions: one to call with each number of bytes that are on disk, from any thread, and one that shows
+    how many products are done, of how many, and how many of them failed; without them, that time has passed.
+    """
+    tqdm: Any = None
+    if products and not console.quiet and sys.stderr and sys.stderr.isatty():
+        with contextlib.suppress(ImportError):
+            import tqdm as library
+
+            tqdm = library.tqdm
+    if tqdm is None:
+        yield int, lambda *counts: None
+        return
+    tqdm.monitor_interval, taking = 0, threading.Lock()
+    sizes = [product.size or 0 for product in products]
+    there = sum(product.partial for product in products)
+    # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
+    with tqdm(total=sum(sizes) if all(sizes) else None, initial=there, unit="B", unit_scale=True, smoothing=0) as bar:
+
+        def advance(size: int) -> None:
+            with taking:
+                bar.update(size)
+
+        def describe(*counts: int) -> None:
+            if counts:
+                failed = f", {counts[2]} failed" if counts[2] else ""
+                bar.set_description(f"{counts[0]}/{plural(counts[1], 'product')}{failed}", refresh=False)
+            bar.refresh()
+
+        console.bar = bar
+        try:
+            yield advance, describe
+        finally:
+            console.bar = None
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 0.4 s, 41 s, 41 min, 2 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# The command line
+
+
+def add_download_options(parser: common.Parser) -> None:
+    """The options that the two download scripts share."""
+    parser.add_argument(
+        "-w", "--write_dir", metavar="DIR", type=Path, default=Path("."),
+        help="folder for the products (default: the current one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-j", "--jobs", metavar="N", type=common.number_between(int, 1, 1000, "a number from 1 on"), default=4,
+        help="downloads at once (default: 4)",
+    )  # fmt: skip
+    minutes = common.number_between(float, 0.001, 10**6, "a number of minutes above 0")
+    parser.add_argument("--wait", action="store_true", help="stay until every job has ended")
+    parser.add_argument(
+        "--interval",
+        metavar="MINUTES",
+        type=minutes,
+        default=10.0,
+        help="with --wait: time between looks (default: 10)",
+    )
+    parser.add_argument("--check", action="store_true", help="read products on disk through, and replace damaged ones")
+    parser.add_argument(
+        "-n", "--no_download", "--dry-run", dest="dry_run", action="store_true",
+        help="ask how the jobs stand, and only say what would be downloaded",
+    )  # fmt: skip
+
+
+def follow_up(
+    jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: list[L1C] | None = None
+) -> Status:
+    """Follow jobs up as the options say; after Ctrl-C, too, a last line says what is done."""
+    if not args.dry_run:
+        common.make_folder(args.write_dir)
+    follow = FollowUp(
+        jobs, args.write_dir, lambda: Service(args.server, token, args.jobs), hints, args.jobs, args.check, args.dry_run
+    )
+    try:
+        follow.run(args.interval * 60 if args.wait and not args.dry_run else None)
+    except KeyboardInterrupt:
+        follow.finish()
+        raise
+    if listed is not None:
+        follow.compare(listed)
+    return follow.finish()
 
 
 def build_parser() -> common.Parser:
     parser = common.make_parser(
-        __file__,
+        "full_maja_download",
         "Ask how FULL_MAJA jobs stand and download the products of those that are finished.",
-        """
-        full_maja_download.py -a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ
-        full_maja_download.py -a peps.txt -l logs/*.log -w products --wait
-        full_maja_download.py -q -a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ    (for cron)
-        """,
+        "-a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ",
+        "-a peps.txt -l logs/*.log -w products --wait",
+        "-q -a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ    (for cron)",
     )
     parser.add_argument(
-        "-l", "--log", metavar="FILE", nargs="+", type=Path, default=[Path("Full_Maja.log")],
+        "-l", "--log", metavar="FILE", nargs="+", action="extend", type=Path,
         help="log files that full_maja_process wrote (default: Full_Maja.log)",
     )  # fmt: skip
-    common.add_download_options(parser)
+    add_download_options(parser)
     parser.add_argument(
         "--json", metavar="FILE", type=Path,
         help="the list that full_maja_process --json wrote: name every acquisition without a result",
@@ -37,48 +966,15 @@ def build_parser() -> common.Parser:
     return parser
 
 
-def read_expected(path: Path) -> list[Acquisition]:
-    """The acquisitions of a catalogue answer; raises PepsError (status 2) if the file is none."""
-    try:
-        features = common.parse_page(path.read_bytes()).features
-    except OSError as err:
-        raise PepsError(
-            f"list {common.os_reason(err)}; give the one of full_maja_process --json", Status.USAGE
-        ) from err
-    except Unreadable as err:
-        raise PepsError(f"{path} is {err}; give the list of full_maja_process --json", Status.USAGE) from err
-    products = filter(None, map(L1C.from_feature, features))
-    return [product.acquisition for product in products if product.acquisition]
+def run(args: Any) -> Status:
+    token = common.read_account(args.auth)
+    listed = read_expected(args.json) if args.json else None
+    logs = {os.path.abspath(log): log for log in args.log or [Path("Full_Maja.log")]}.values()
+    jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
+    return follow_up(jobs, args, token, FULL_MAJA_HINTS, listed)
 
 
-def name_missing(expected: list[Acquisition], jobs: list[Job], console: common.Console) -> int | None:
-    """List the acquisitions without a result, once all jobs have finished; return their number."""
-    if not all(job.report for job in jobs):
-        console.say("missing acquisitions are looked for when every job has finished")
-        return None
-    missing = common.missing_acquisitions(expected, [url for job in jobs for url in job.report.results])
-    for platform, day, tile in missing:
-        console.error(f"warning: no result for {platform} of {day[:4]}-{day[4:6]}-{day[6:]}, tile {tile}")
-    return len(missing)
-
-
-def run(args, console: common.Console) -> Status:
-    account = common.read_account(args.auth, console)
-    expected = read_expected(args.json) if args.json else None
-    common.make_folder(args.write_dir)
-    jobs = [
-        Job(str(log), log, common.sibling(log, ".stat"), common.sibling(log, ".json"))
-        for log in {os.path.abspath(log): log for log in args.log}.values()
-    ]
-    follow = common.FollowUp(
-        jobs, args.write_dir, console, lambda: common.Service(args.server, account, args.jobs),
-        args.jobs, args.check, HINTS,
-    )  # fmt: skip
-    follow.run(args.interval * 60 if args.wait else None)
-    return follow.finish(name_missing(expected, jobs, console) if expected is not None else None)
-
-
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     return common.run_script(build_parser, run, argv)
 
 

@@ -3,72 +3,73 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the script without a word
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from pathlib import Path
+from typing import Any
 
 import peps_common as common
-from peps_common import Job, PepsError, State, Status
+from full_maja_download import Job, State, add_download_options, follow_up
+from peps_common import PepsError, Status, one_line
 
 HINTS = {
     State.WAITING: "the computing centre is busy",
-    State.RUNNING: "a product usually takes one to two hours",
+    State.RUNNING: "the service's count is optimistic; a product usually takes one to two hours",
     State.CANCELED: "this can happen outside |lat| < 60°, for lack of an SRTM terrain model",
+    State.GONE: "order it again: peps_maja_process --force",
 }
 
 
 def build_parser() -> common.Parser:
     parser = common.make_parser(
-        __file__,
+        "peps_maja_download",
         "Ask how the MAJA jobs of a product list stand and download the products of those that are finished.",
-        """
-        peps_maja_download.py -p prod_list_toulouse.txt -a peps.txt -w /mnt/data/PEPS_MAJA
-        peps_maja_download.py -p prod_list_toulouse.txt -a peps.txt --wait --interval 30
-        """,
+        "-p prod_list_toulouse.txt -a peps.txt -w /mnt/data/PEPS_MAJA",
+        "-p prod_list_toulouse.txt -a peps.txt --wait --interval 30",
     )
     parser.add_argument(
         "-p", "--prod_list", required=True, metavar="FILE", type=Path, help="the list that peps_maja_process wrote"
     )
-    common.add_download_options(parser)
+    add_download_options(parser)
     return parser
 
 
 def read_list(path: Path) -> list[str]:
     """The products of a product list, each once, in order; raises PepsError (status 2) if it is none."""
+    with common.named_file(path, "give a product list that was written when ordering"):
+        common.require_plain(path)
+        content = path.read_bytes()
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as err:
-        raise PepsError(
-            f"product list {common.os_reason(err)}; give one that was written when ordering", Status.USAGE
-        ) from err
+        lines = content.decode("utf-8").splitlines()
     except ValueError as err:
         raise PepsError(f"product list {path} is not a text file", Status.USAGE) from err
     names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-    wrong = [name for name in names if not common.is_file_name(name)]
-    if wrong or not names:
-        raise PepsError(f"product list {path} {f'has a line {wrong[0]!r}' if wrong else 'is empty'}", Status.USAGE)
+    if not names:
+        raise PepsError(f"product list {path} is empty", Status.USAGE)
+    for name in names:
+        if not common.is_file_name(name):
+            words = f"product list {path}: '{one_line(name, 80)}' is no product's name; take that line out"
+            raise PepsError(words, Status.USAGE)
     return names
 
 
 def find_job(name: str, folders: list[Path]) -> Job:
-    """A product's job, in the first folder that has its log: it was ordered there, whatever -w says now."""
-    logs = [folder / f"{name}.log" for folder in folders]
-    log = next((log for log in logs if log.exists()), logs[0])
+    """A product's job: it was ordered where its log is, whatever -w says now."""
+    log = common.find_log(name, folders)
     return Job(name, log, log.with_name(f"update_{name}.txt"), log.with_name(f"{name}.stat"))
 
 
-def run(args, console: common.Console) -> Status:
-    account = common.read_account(args.auth, console)
-    names = read_list(args.prod_list)
-    common.make_folder(args.write_dir)
+def run(args: Any) -> Status:
+    token = common.read_account(args.auth)
     folders = [args.write_dir, args.prod_list.parent, Path(".")]
-    follow = common.FollowUp(
-        [find_job(name, folders) for name in names], args.write_dir, console,
-        lambda: common.Service(args.server, account, args.jobs), args.jobs, args.check, HINTS,
-    )  # fmt: skip
-    follow.run(args.interval * 60 if args.wait else None)
-    return follow.finish()
+    return follow_up([find_job(name, folders) for name in read_list(args.prod_list)], args, token, HINTS)
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     return common.run_script(build_parser, run, argv)
 
 

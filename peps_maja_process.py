@@ -3,74 +3,95 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the script without a word
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import argparse
 import os
-import shlex
+import re
 import sys
-from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import peps_common as common
-from peps_common import L1C, PepsError, Status
+from peps_common import L1C, CommonCause, OrderInDoubt, PepsError, Service, Status, called, console, one_line, plural
 
 CONFIRM_ABOVE = 10
+NO_END = "9999-01-01"
 
-latitude = common.number(float, -90, 90, "a latitude, -90 to 90 degrees")
-longitude = common.number(float, -180, 180, "a longitude, -180 to 180 degrees")
+latitude = common.number_between(float, -90, 90, "a latitude, -90 to 90 degrees")
+longitude = common.number_between(float, -180, 180, "a longitude, -180 to 180 degrees")
+
+
+def as_moment(text: str) -> str:
+    """argparse type: YYYY-MM-DD or YYYY-MM-DDThh:mm:ss (UTC); it stays a text, for ISO 8601 sorts as time does."""
+    day, mark, clock = text.partition("T")
+    common.as_date(day)
+    if mark and not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]", clock):
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form YYYY-MM-DD or YYYY-MM-DDThh:mm:ss")
+    return text
 
 
 def build_parser() -> common.Parser:
     parser = common.make_parser(
-        __file__,
+        "peps_maja_process",
         "Search the catalogue and order one MAJA job for each Sentinel-2 L1C product found. For a whole time series "
-        "of a tile, full_maja_process.py is far cheaper. The product list leads peps_maja_download.py to the products.",
-        """
-        peps_maja_process.py -l Toulouse -a peps.txt -d 2017-11-01 -f 2017-12-01 -p prod_list_toulouse.txt
-        peps_maja_process.py --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -p prod_list_toulouse.txt
-        peps_maja_process.py -t 31TCJ -o 51 -a peps.txt -d 2017-11-01 -f 2017-12-01 -p list.txt -n    (only show)
-        """,
+        "of a tile, full_maja_process is far cheaper. The product list leads peps_maja_download to the products.",
+        "-l Toulouse -a peps.txt -d 2017-11-01 -f 2017-12-01 -p prod_list_toulouse.txt",
+        "--lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -p prod_list_toulouse.txt",
+        "-t 31TCJ -o 51 -a peps.txt -d 2017-11-01 -f 2017-12-01 -p list.txt -n    (only show)",
     )
     add = parser.add_argument
-    add("-t", "--tile", type=common.tile, help="area: an MGRS tile, such as 31TCJ")
+    add("-t", "--tile", type=common.as_tile, help="area: an MGRS tile, such as 31TCJ")
     add("-l", "--location", metavar="TOWN", help="area: a town, such as Toulouse")
     add("--lat", type=latitude, help="area: a point, with --lon; degrees")
     add("--lon", type=longitude, help="longitude of the point")
     for name, kind in (("latmin", latitude), ("latmax", latitude), ("lonmin", longitude), ("lonmax", longitude)):
         add(f"--{name}", type=kind, help="area: a box, these four together; degrees" if name == "latmin" else " ")
-    add("-d", "--start_date", required=True, metavar="DATE", type=common.day, help="first day, YYYY-MM-DD")
-    add("-f", "--end_date", metavar="DATE", type=common.day, help="day after the last, YYYY-MM-DD (default: none)")
-    add("-o", "--orbit", metavar="N", type=common.orbit, help="this relative orbit alone (default: all)")
+    add("-d", "--start_date", required=True, metavar="DATE", type=as_moment, help="first day, YYYY-MM-DD")
+    add(
+        "-f", "--end_date", default=NO_END, metavar="DATE", type=as_moment,
+        help="day after the last, YYYY-MM-DD (default: none)",
+    )  # fmt: skip
+    add("-o", "--orbit", metavar="N", type=common.as_orbit, help="this relative orbit alone (default: all)")
     add("-p", "--prod_list", required=True, metavar="FILE", type=Path, help="list of the products ordered; it grows")
     add("-w", "--write_dir", metavar="DIR", type=Path, default=Path("."), help="folder for the logs (default: .)")
     add("-n", "--no_download", "--dry-run", dest="dry_run", action="store_true", help="only show what would be ordered")
     add("-y", "--yes", action="store_true", help=f"do not ask before ordering more than {CONFIRM_ABOVE} products")
+    add("--force", action="store_true", help="order anew what has a job; its log is kept as FILE.1 ...")
     add("--json", metavar="FILE", type=Path, help="also save the catalogue's answer")
-    add("--windows", action="store_true", help=SUPPRESS)
+    add("--windows", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
-def area_query(args) -> str:
+def area_query(args: Any) -> str:
     """The area's part of the catalogue request; raises PepsError (status 2) unless there is exactly one kind."""
     point, box = (args.lat, args.lon), (args.lonmin, args.latmin, args.lonmax, args.latmax)
-    given = [args.tile is not None, args.location is not None, point != (None, None), any(v is not None for v in box)]
-    if sum(given) != 1:
+    kinds = ([args.tile], [args.location], point, box)
+    given = [kind for kind in kinds if any(value is not None for value in kind)]
+    if len(given) != 1 or None in given[0]:
         raise PepsError(
-            "give exactly one area: -t TILE, -l TOWN, --lat and --lon, or --latmin --latmax --lonmin --lonmax",
+            "give exactly one area: -t TILE, -l TOWN, --lat with --lon, or all of --latmin --latmax --lonmin --lonmax",
             Status.USAGE,
         )
     if args.tile:
         return f"tileid={args.tile}"
     if args.location is not None:
-        if not args.location.strip():
-            raise PepsError("the town (-l) is empty", Status.USAGE)
+        # Users of older scripts had to encode the town themselves.
+        encoded = re.search(r"%[0-9A-Fa-f]{2}|\+", args.location)
         try:
-            return f"q={quote(args.location, safe='')}"
+            town = quote(args.location.strip(), safe="%+" if encoded else "")
         except UnicodeEncodeError:
-            raise PepsError("the town (-l) is not UTF-8 text", Status.USAGE) from None
-    if None in (point if given[2] else box):
-        raise PepsError("a point takes --lat and --lon, a box --latmin --latmax --lonmin --lonmax", Status.USAGE)
-    if given[2]:
+            town = ""
+        if not town:
+            raise PepsError("the town (-l) is empty, or not UTF-8 text", Status.USAGE)
+        return f"q={town}"
+    if args.lat is not None:
         return f"lat={args.lat:.6f}&lon={args.lon:.6f}"
     if args.latmin >= args.latmax or args.lonmin >= args.lonmax:
         raise PepsError("--latmin must be below --latmax, and --lonmin below --lonmax", Status.USAGE)
@@ -78,17 +99,17 @@ def area_query(args) -> str:
 
 
 def confirm(count: int, yes: bool, ask: Callable[[str], str] = input) -> None:
-    """Ask before a large order; raises PepsError if the answer is no (status 1) or nobody is there (status 2)."""
-    if yes or count <= CONFIRM_ABOVE:
-        return
-    if not sys.stdin or not sys.stdin.isatty():
-        raise PepsError(f"{count} products are many, and nobody is there to ask: add --yes to order them", Status.USAGE)
-    answer = ""
+    """Ask before a large order; raises PepsError if the answer is no (status 1) or there is none (status 2)."""
+    answer = "yes" if yes or count <= CONFIRM_ABOVE else ""
     while answer not in ("yes", "y", "no", "n"):
         try:
             answer = ask(f"Order {count} products? yes/no: ").strip().lower()
-        except EOFError:
-            answer = "no"
+        except (EOFError, RuntimeError) as err:  # no more input, or none at all
+            if sys.stdin and sys.stdin.isatty():
+                answer = "no"
+            else:
+                words = f"{count} products are many, and nobody answers: add --yes to order them"
+                raise PepsError(words, Status.USAGE) from err
         except ValueError:  # bytes that are no text
             answer = ""
     if answer[0] == "n":
@@ -97,7 +118,8 @@ def confirm(count: int, yes: bool, ask: Callable[[str], str] = input) -> None:
 
 def add_to_list(path: Path, name: str = "") -> None:
     """Add a product to a product list, durably, unless it is there; without a name, see that it can be written."""
-    try:
+    with common.named_file(path, "put that right, or choose another product list with -p"):
+        common.require_plain(path)
         with open(path, "a+b") as file:
             file.seek(0)
             text = file.read()
@@ -105,55 +127,57 @@ def add_to_list(path: Path, name: str = "") -> None:
                 file.write(b"\n" * (text[-1:] not in (b"", b"\n")) + name.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-    except OSError as err:
-        raise common.os_error(err, path, "put that right, or choose another product list with -p") from err
 
 
-def sort_out(
-    products: list[L1C], folder: Path, listed: Path, console: common.Console
-) -> tuple[list[L1C], list[Status]]:
-    """The products to order, and the status of each other one.
+class Order:
+    """What a run orders: the products found, each with its log, and what becomes of each."""
 
-    Those with a job are put on the list, where a killed run may have left them out.
-    """
-    todo, statuses = [], []
-    for product in products:
+    def __init__(self, args: Any, service: Service):
+        self.args, self.service = args, service
+        self.folders = [args.write_dir, args.prod_list.parent, Path(".")]
+        self.statuses: list[Status] = []
+        self.before = self.now = 0
+
+    def place(self, found: list[L1C]) -> None:
+        """Order product by product, each with its log and then its line in the list, as far as it has no job."""
+        todo = [product for product in found if self.is_free(product)]
+        confirm(len(todo), self.args.yes)
+        for product in todo:
+            log = common.find_log(product.name, self.folders)
+            try:
+                answer, new = common.order(self.service, job_url(self.service.base, product), log, self.args.force)
+            except PepsError as err:
+                self.refuse(product, err, log)
+                if isinstance(err, (CommonCause, OrderInDoubt)):
+                    break
+                continue
+            self.note(product, answer, new)
+
+    def is_free(self, product: L1C) -> bool:
+        """Whether a product is to be ordered; one with a job is put on the list, where a killed run may lack it."""
+        log = common.find_log(product.name, self.folders)
         try:
-            held = common.held_job(folder / f"{product.name}.log")
+            held = None if self.args.force else common.look_at(log)
         except PepsError as err:
-            console.error(f"{product.name}: {err}")
-            statuses.append(err.status)
-            continue
-        if held is None:
-            todo.append(product)
-        else:
-            add_to_list(listed, product.name)
-            statuses.append(Status.OK)
-            console.say(f"{product.name}: ordered before, as job {held.job_id}")
-    return todo, statuses
+            self.refuse(product, err, log)
+            return False
+        if held and held.holds_job:
+            self.note(product, held, False)
+        return not (held and held.holds_job)
 
+    def note(self, product: L1C, answer: common.WpsAnswer, new: bool) -> None:
+        self.now, self.before = self.now + new, self.before + (not new)
+        words = f", status {one_line(answer.status_location)}" if new else ", before"
+        console.say(f"{product.name}: ordered as job {one_line(answer.job_id)}{words}")
+        add_to_list(self.args.prod_list, product.name)
 
-def order_each(products: list[L1C], service: common.Service, folder: Path, listed: Path, console) -> list[Status]:
-    """Order product by product, each with its log and then its line in the list; the status of each."""
-    statuses = []
-    for product in products:
-        try:
-            answer = common.order(service, job_url(service.base, product), folder / f"{product.name}.log")
-            console.say(f"{product.name}: ordered job {answer.job_id}, status {answer.status_location}")
-            add_to_list(listed, product.name)
-            statuses.append(Status.OK)
-        except common.Held as held:  # another run was quicker
-            console.say(f"{product.name}: {held}")
-            add_to_list(listed, product.name)
-            statuses.append(Status.OK)
-        except PepsError as err:
-            console.error(f"{product.name}: {err}")
-            statuses.append(err.status)
-            if isinstance(err, common.General):
-                break
-        except KeyboardInterrupt as stop:
-            raise type(stop)(f"{product.name}: {stop}" if str(stop) else "") from stop
-    return statuses
+    def refuse(self, product: L1C, err: PepsError, log: Path) -> None:
+        part = common.part_path(log)
+        way = (
+            f"; if it is not there, remove {part}, and the same line orders it" if isinstance(err, OrderInDoubt) else ""
+        )
+        self.statuses.append(err.status)
+        console.error(PepsError(f"{product.name}: {err}{way}", err.status))
 
 
 def job_url(base: str, product: L1C) -> str:
@@ -161,55 +185,64 @@ def job_url(base: str, product: L1C) -> str:
     return common.execute_url(base, "MAJA", {"product": product.name}, flags)
 
 
-def find(service: common.Service, args, console: common.Console) -> list[L1C]:
+def find(service: Service, args: Any, area: str) -> list[L1C]:
     """The products of the catalogue, shown; raises PepsError (status 1) if there are none."""
-    answer = service.search(args.area, args.start_date, args.end_date, args.orbit)
+    answer = service.search(area, args.start_date, args.end_date, args.orbit)
     if args.json:
         common.write_json(args.json, answer)
     products = [L1C.from_feature(feature) for feature in answer["features"]]
-    nameless = products.count(None)
-    if nameless:
-        console.error(f"warning: {nameless} entries of the catalogue's answer have no usable name and are left out")
-    products = [product for product in products if product]
-    if not products:
+    named = [product for product in products if product]
+    if len(named) < len(products):
+        entries = plural(len(products) - len(named), "entry").replace("entrys", "entries")
+        console.error(f"warning: {entries} of the catalogue's answer without a usable name, left out")
+    if not named:
         raise PepsError("no product answers the search; look at the area, the dates and the orbit")
-    for product in products:
+    for product in named:
         console.say(f"{product.name}  ({product.storage})")
-    return products
+    return named
 
 
-def run(args, console: common.Console) -> Status:
-    args.area = area_query(args)
-    if args.end_date and args.start_date >= args.end_date:
-        raise PepsError(f"the start date {args.start_date} is not before the end date {args.end_date}", Status.USAGE)
-    account = common.read_account(args.auth, console)
-    common.refuse_same(account_file=args.auth, product_list=args.prod_list, catalogue_answer=args.json)
-    if args.json:
-        common.require_writable(args.json)
-    if not args.dry_run:
-        common.make_folder(args.write_dir)
-        add_to_list(args.prod_list)
-    service = common.Service(args.server, account)
+def run(args: Any) -> Status:
+    area = area_query(args)
+    common.check_dates(args.start_date, args.end_date)
+    token = common.read_account(args.auth)
+    files = {
+        "account file (-a)": args.auth,
+        "product list (-p)": args.prod_list,
+        "catalogue's answer (--json)": args.json,
+    }
+    common.refuse_same(files)
+    service = Service(args.server, token)
     if args.dry_run:
-        console.say(common.search_url(service.base, args.area, args.start_date, args.end_date))
-        for product in find(service, args, console):
+        console.say(common.search_url(service.base, area, args.start_date, args.end_date))
+        for product in find(service, args, area):
             console.say(job_url(service.base, product))
         return Status.OK
-    found = find(service, args, console)
-    todo, others = sort_out(found, args.write_dir, args.prod_list, console)
-    confirm(len(todo), args.yes)
-    ordered = order_each(todo, service, args.write_dir, args.prod_list, console)
-    before, now = others.count(Status.OK), ordered.count(Status.OK)
-    console.say(
-        f"{common.plural(len(found), 'product')} found: {before} ordered before, {now} ordered now, "
-        f"{len(found) - before - now} not ordered. When they have run: python peps_maja_download.py "
-        f"-a {shlex.quote(str(args.auth))} -p {shlex.quote(str(args.prod_list))} -w {shlex.quote(str(args.write_dir))}"
-    )
-    return common.worst(others + ordered)
+    common.make_folder(args.write_dir)
+    add_to_list(args.prod_list)
+    found = find(service, args, area)
+    order = Order(args, service)
+    order.place(found)
+    done = order.before + order.now
+    counts = ((order.before, "ordered before"), (order.now, "ordered now"), (len(found) - done, "not ordered"))
+    if done:
+        words = ("-a", args.auth, "-p", args.prod_list, "-w", args.write_dir, *console.server)
+        console.say(f"when they have run: {called('peps_maja_download', *words)}")
+    console.say(f"{plural(len(found), 'product')} found: {', '.join(f'{n} {words}' for n, words in counts if n)}")
+    return common.worst(order.statuses)
 
 
-def main(argv=None) -> int:
-    return common.run_script(build_parser, run, argv)
+def words_of(argv: list[str]) -> list[str]:
+    """The command line without the lone number of a documented line, which never meant anything."""
+    if len(argv) > 1 and re.fullmatch("[0-9]+", argv[0]):
+        console.error(f"warning: ignored: {argv[0]}")
+        argv = argv[1:]
+    # argparse takes `-43.` and `-1e-3` for options.
+    return re.sub(r"(--\w+)\0(-[0-9.])", r"\1=\2", "\0".join(argv)).split("\0") if argv else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    return common.run_script(build_parser, run, argv, words_of)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ setup(
     description="Order and download Sentinel-2 images corrected by MAJA from a PEPS service",
     python_requires=">=3.9",
     py_modules=[*SCRIPTS, "peps_common"],
-    install_requires=["requests>=2.32", "urllib3>=2.2"],
-    extras_require={"progress": ["tqdm"], "test": ["hypothesis", "pytest", "pywps", "tqdm", "trustme"]},
+    install_requires=["requests>=2.32.2", "urllib3>=2.2"],
+    extras_require={"progress": ["tqdm"], "test": ["hypothesis", "pytest", "pytest-xdist", "pywps", "tqdm", "trustme"]},
     entry_points={"console_scripts": [f"{script} = {script}:main" for script in SCRIPTS]},
 )
