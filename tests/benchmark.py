@@ -1,9 +1,9 @@
 """What full_maja_download.py costs beside the tools that a user would otherwise take.
 
-All fetch the same products, in turn, from one local server, which is a process of its own and sends with sendfile,
-so that it is not the limit. The downloader's time has everything in it: its start, the status document, the
-refresh, the report and the check of each product. Ends with 1 if a tool fails or brings wrong files, never for a
-time. Needs Linux or macOS.
+All fetch the same products, in turn, from one local server, which is a process of its own and sends with sendfile, so
+that it is not the limit. The downloader's time has everything in it: its start, the status document, the refresh, the
+report, the lengths and the check of each product. Ends with 1 if a tool fails or brings wrong files, never for a time.
+Needs Linux or macOS.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ DOWNLOADER = str(CHECKOUT / "full_maja_download.py")
 OURS = "full_maja_download"
 JOBS = 4
 RATE_MB = 25
+TOOLS = ("curl -Z", "aria2c", "xargs -P wget")
 SEND_BYTES = 1024 * 1024
 PACED_BYTES = 128 * 1024
-TOOLS = {"curl", "aria2c", "wget", "xargs"}
 START_ROUNDS = 20
 FINISHED_JOBS = 300
 # In hundredths of --mb. The uneven ones fill four lanes to the same height if the largest go first; taken as they
@@ -66,15 +66,6 @@ pid = os.posix_spawnp(command[0], command, os.environ, file_actions=streams)
 _, status, usage = os.wait4(pid, 0)
 seconds = time.monotonic() - began
 print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, os.waitstatus_to_exitcode(status)]))
-"""
-WITH_CHUNK = """
-import sys
-sys.path.insert(0, {checkout!r})
-import peps_common
-assert peps_common.CHUNK_BYTES
-peps_common.CHUNK_BYTES = {size}
-import full_maja_download
-raise SystemExit(full_maja_download.main())
 """
 BARE = "import argparse; argparse.ArgumentParser().parse_args(['-h'])"
 
@@ -188,12 +179,12 @@ class Transfer:
     """One set of products on the server, fetched in one way; `rate` in MB/s a connection, 0 without limit."""
 
     def __init__(self, kind: str, base: str, folder: Path):
-        self.kind, self.base, self.rate = kind, base, 0 if folder.name == "equal" else RATE_MB
+        self.base, self.rate = base, 0 if folder.name == "equal" else RATE_MB
         self.paths = sorted(folder.iterdir())
         self.size = sum(path.stat().st_size for path in self.paths)
         self.urls = [f"{base}/{self.rate}/{folder.name}/{path.name}" for path in self.paths]
-        limit = f" at {self.rate} MB/s a connection" if self.rate else ""
-        self.name = f"{kind}, {len(self.paths)} {folder.name}, {self.size / 1e6:.0f} MB{limit}"
+        limit = f", {self.rate} MB/s a connection" if self.rate else ""
+        self.name = f"{kind}, 8 {folder.name}, {self.size / 1e6:.0f} MB{limit}"
 
 
 def make_transfers(folder: Path, megabytes: float, bases: dict[str, str]) -> list[Transfer]:
@@ -243,32 +234,25 @@ class Bench:
         unwanted = ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "PEPS_URL", "PYTHONDONTWRITEBYTECODE")
         kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k not in unwanted}
         self.environment = {**kept, "REQUESTS_CA_BUNDLE": self.authority}
-        self.account = folder / "peps.txt"
+        self.account = folder / "account.txt"
         self.account.touch(0o600)
         self.account.write_text("jean.dupont@example.org secret\n")
         (folder / "resto").mkdir()
         (folder / "resto" / "wps").write_text(ACCEPTED)
 
-    def downloader(self, base: str, jobs: int = JOBS, chunk: int = 0) -> list[str]:
-        """The command line of full_maja_download; with `chunk`, it reads in pieces of so many bytes."""
-        script = ["-c", WITH_CHUNK.format(checkout=str(CHECKOUT), size=chunk)] if chunk else [DOWNLOADER]
-        options = f"--server {base}/0 -l job.log -w out -j {jobs} -a"
-        return [sys.executable, *script, *options.split(), str(self.account)]
-
-    def tools(self, transfer: Transfer) -> dict[str, list[str]]:
+    def commands(self, transfer: Transfer) -> dict[str, list[str]]:
         """The command lines to compare, each at its best, of the tools that are installed."""
+        options = f"--server {transfer.base}/0 -l job.log -w out -j {JOBS} -a"
         curl = f"curl -q -sS -f -Z --parallel-immediate --parallel-max {JOBS} --output-dir out --cacert"
         aria2c = f"aria2c --no-conf -q -j {JOBS} --file-allocation=none -d out -i - --ca-certificate={self.authority}"
-        wget = f"wget --no-config -nv -P out --ca-certificate={self.authority}"
+        wget = f"xargs -P {JOBS} -n 1 wget --no-config -nv -P out --ca-certificate={self.authority}"
         rows = {
-            f"curl -Z --parallel-max {JOBS}": [*curl.split(), self.authority, "--remote-name-all", *transfer.urls],
-            f"aria2c -j {JOBS}": aria2c.split(),
-            "wget": [] if transfer.rate else [*wget.split(), "-i", "-"],  # it would wait four times as long
-            f"xargs -P {JOBS} wget": ["xargs", "-P", str(JOBS), "-n", "1", *wget.split()],
+            "curl -Z": [*curl.split(), self.authority, "--remote-name-all", *transfer.urls],
+            "aria2c": aria2c.split(),
+            "xargs -P wget": wget.split(),
         }
-        missing = {tool for tool in TOOLS if not shutil.which(tool)}
-        there = [name for name, row in rows.items() if row and not missing & set(name.split())]
-        return {OURS: self.downloader(transfer.base), **{name: rows[name] for name in there}}
+        there = {name: row for name, row in rows.items() if shutil.which(name.split()[-1].replace("-Z", "curl"))}
+        return {OURS: [sys.executable, DOWNLOADER, *options.split(), str(self.account)], **there}
 
     def start(self, command: list[str]) -> Measure:
         """Run a command in the run's folder, the URLs on its standard input; raises SystemExit if it fails."""
@@ -308,48 +292,28 @@ class Bench:
                     raise SystemExit(f"{shlex.join(command)}\nbrought {got.name} incomplete or changed")
         return measure
 
-    def show(self, transfer: Transfer, commands: dict[str, list[str]], rounds: int, jobs: dict[str, int]) -> None:
-        """Print the medians of each command, measured once a round, in turn, and its ratio to the first."""
+    def show(self, transfer: Transfer, rounds: int, details: list[str]) -> None:
+        """Print one row: our seconds, and what each other tool took as a multiple of them, round by round."""
+        commands = self.commands(transfer)
         measures: dict[str, list[Measure]] = {name: [] for name in commands}
         for number in range(rounds):
             for name, command in commands.items():
                 measures[name].append(self.fetch(transfer, command, every_byte=number == 0))
-        medians = {name: median(found) for name, found in measures.items()}
-        first = next(iter(medians.values()))
-        for name, (seconds, cpu, memory) in medians.items():
-            ideal = transfer.size / (transfer.rate * 1e6 * jobs.get(name, JOBS)) if transfer.rate else 0
-            to_ideal = f"{seconds / ideal:.3f}" if ideal else ""
-            row = (transfer.name, name, f"{seconds:.2f}", f"{seconds / first.seconds:.2f}", to_ideal)
-            print(f"| {' | '.join(row)} | {cpu:.2f} | {memory:.0f} |", flush=True)
+        ours = [one.seconds for one in measures[OURS]]
+        row = [transfer.name, f"{statistics.median(ours):.2f} s"]
+        for name in TOOLS:
+            ratios = sorted(theirs.seconds / mine for theirs, mine in zip(measures.get(name, []), ours))
+            words = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "not there"
+            row.append(words)
+        print(f"| {' | '.join(row)} |", flush=True)
+        ideal = transfer.size / (transfer.rate * 1e6 * JOBS) if transfer.rate else 0
+        for name, found in measures.items():
+            seconds, cpu, memory = median(found)
+            to_ideal = f", {seconds / ideal:.3f} of bytes / (rate x {JOBS})" if ideal else ""
+            details.append(f"{transfer.name}: {name}: {seconds:.2f} s{to_ideal}, CPU {cpu:.2f} s, {memory:.0f} MiB")
 
 
 # The parts of the benchmark
-
-
-def show_head(title: str) -> None:
-    """Print a title and the head of a table."""
-    print(f"\n{title} To ideal: to bytes / (rate x downloads at once).\n")
-    print("| products | command | seconds | ratio | to ideal | CPU s | peak MiB |\n|---|---|--:|--:|--:|--:|--:|")
-
-
-def show_downloads(bench: Bench, transfers: list[Transfer], rounds: int) -> None:
-    """Compare the downloader with the other tools."""
-    show_head(f"Downloads, medians of {rounds} rounds. Ratio: to {OURS}.")
-    for transfer in transfers:
-        bench.show(transfer, bench.tools(transfer), rounds, {})
-
-
-def show_sweep(bench: Bench, transfers: list[Transfer], rounds: int) -> None:
-    """Show what other sizes of a read and other numbers of downloads at once would give."""
-    show_head(f"Choices, medians of {rounds} rounds. Ratio: to the first line of its kind, which is the choice made.")
-    for transfer in transfers:
-        if not transfer.rate:
-            sizes = {f"reads of {size} KiB": size * 1024 for size in (256, 64, 1024, 4096)}
-            rows = {name: bench.downloader(transfer.base, chunk=size) for name, size in sizes.items()}
-            bench.show(transfer, rows, rounds, {})
-        jobs = {f"-j {number}": number for number in (JOBS, 1, 2, 8)}
-        rows = {name: bench.downloader(transfer.base, number) for name, number in jobs.items()}
-        bench.show(transfer, rows, rounds, jobs)
 
 
 def show_start(bench: Bench) -> None:
@@ -400,7 +364,6 @@ def main(argv=None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
     parser.add_argument("--dir", help="disk to use, 24 x MB of it: 4.8 GB (default: that of the temporary files)")
     parser.add_argument("--quick", action="store_true", help="small and once, only to see that it works")
-    parser.add_argument("--sweep", action="store_true", help="instead: other sizes of a read, other numbers of jobs")
     parser.add_argument("--serve", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
@@ -408,14 +371,18 @@ def main(argv=None) -> int:
         return 0
     megabytes, rounds = (10, 1) if args.quick else (args.mb, args.rounds)
     show_machine()
+    details: list[str] = []
     with tempfile.TemporaryDirectory(prefix="peps_benchmark_", dir=args.dir) as name:
         folder = Path(name).resolve()
         with running_server(folder) as bases:
             bench, transfers = Bench(folder), make_transfers(folder, megabytes, bases)
-            if args.sweep:
-                show_sweep(bench, transfers[:3], rounds)
-                return 0
-            show_downloads(bench, transfers, rounds)
+            print(
+                f"\nMedians of {rounds} rounds, in brackets the least and the most of one; {JOBS} downloads at once.\n"
+            )
+            print(f"| products | {OURS} | curl -Z takes | aria2c takes | xargs -P wget takes |\n|---|--:|--:|--:|--:|")
+            for transfer in transfers:
+                bench.show(transfer, rounds, details)
+            print("", *details, sep="\n")
             show_start(bench)
             show_finished(bench, 1)
             show_finished(bench, 10)

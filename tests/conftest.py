@@ -1,4 +1,4 @@
-"""Fixtures of the stories: one local PEPS for the whole session, and two ways to run a script against it."""
+"""Fixtures of the stories: one local PEPS for the whole session, and the ways to run a script against it."""
 
 from __future__ import annotations
 
@@ -6,32 +6,25 @@ import contextlib
 import importlib
 import itertools
 import os
+import signal
 import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent
-CHECKOUT = TESTS.parent
-sys.path[:0] = [str(CHECKOUT), str(TESTS)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import local_peps  # noqa: E402
+from stories import CHECKOUT, FinishedJob, Result  # noqa: E402
 
 import peps_common  # noqa: E402
 
-PERIOD = ("-d", "2017-07-01", "-e", "2018-01-01")
 
-
-class Result(NamedTuple):
-    """What a finished script left on its streams."""
-
-    status: int
-    out: str
-    err: str
+def pytest_addoption(parser):
+    parser.addoption("--every-step", action="store_true", help="stop an order at each step, not at each few")
 
 
 @pytest.fixture(scope="session")
@@ -44,17 +37,19 @@ def one_peps():
 def peps(one_peps, monkeypatch):
     """The local PEPS as if just started, and an environment in which it is the default server."""
     one_peps.reset()
+    one_peps.product_size = 3000  # what is in a product seldom matters
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PEPS_URL", one_peps.url)
     monkeypatch.setattr(peps_common, "BACKOFF_S", 0)
+    monkeypatch.setattr(peps_common, "MOMENT_S", 0)
     yield one_peps
     one_peps.reset()
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current directory with nothing but an account file."""
+    """An empty current directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -87,6 +82,8 @@ def run(capsys, account):
 def launch(account):
     """Start a script as a process of its own, as a shell or cron does."""
     started = []
+    # A shell that starts pytest in the background has SIGINT ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def launch(script: str, *argv: object, **options) -> subprocess.Popen:
         command = [sys.executable, str(CHECKOUT / f"{script}.py"), *map(str, argv)]
@@ -95,21 +92,32 @@ def launch(account):
         return started[-1]
 
     yield launch
+    signal.signal(signal.SIGINT, before)
     for process in started:
         process.kill()
         process.communicate()
 
 
 @pytest.fixture
-def finished_job(run, peps):
-    """Order 31TCJ and let the service finish it; returns the job id."""
+def finish(launch):
+    """Run a script as a process to its end; fails the test unless it ends with `status`."""
 
-    def order(log: str = "31TCJ.log", tile: str = "31TCJ") -> str:
-        run("full_maja_process", "-t", tile, *PERIOD, "-l", log)
-        peps.advance(hours=100)
-        return list(peps.jobs)[-1]
+    def finish(script: str, *argv: object, status: int | None = 0, input: str | None = None, **options) -> Result:
+        streams = {} if input is None else {"stdin": subprocess.PIPE}
+        process = launch(script, *argv, **streams, **options)
+        out, err = process.communicate(input, timeout=60)
+        result = Result(process.returncode, out or "", err or "")
+        assert status is None or result.status == status, result
+        assert "Traceback" not in result.err, result
+        return result
 
-    return order
+    return finish
+
+
+@pytest.fixture
+def make_job(peps, account):
+    """Make finished jobs, with so many products of a size."""
+    return lambda identity="31TCJ", count=3, size=100_000: FinishedJob(peps, identity, count, size)
 
 
 @pytest.fixture
@@ -117,7 +125,9 @@ def terminal(launch):
     """Run a script with all its streams on a terminal of a hundred columns; returns what the terminal shows."""
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
 
-    def terminal(script: str, *argv: object, answer: bytes = b"", status: int = 0) -> str:
+    def terminal(
+        script: str, *argv: object, answer: bytes = b"", status: int = 0, see=lambda shown, process: None
+    ) -> str:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
         process = launch(script, *argv, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -126,6 +136,7 @@ def terminal(launch):
         with contextlib.suppress(OSError):  # Linux says EIO when the last writer has left
             while chunk := os.read(ours, 65536):
                 shown += chunk
+                see(shown, process)
                 if answer and b"yes/no" in shown:
                     os.write(ours, answer)
                     answer = b""

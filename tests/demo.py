@@ -94,9 +94,9 @@ def time_series(demo: Demo) -> None:
     demo.later(hours=20)
     demo.run(FETCH, 75, "running", "%")
     demo.later(hours=20)
-    demo.run(f"{FETCH} -w 31TCJ", 0, "finished", f"{clear} downloaded")
+    demo.run(f"{FETCH} -w 31TCJ", 0, "finished", f"{clear} products downloaded")
     demo.expect_products("31TCJ", clear)
-    demo.run(f"{FETCH} -w 31TCJ", 0, f"{clear} on disk", requests=0)
+    demo.run(f"{FETCH} -w 31TCJ", 0, f"{clear} products on disk before", requests=0)
 
 
 def missing_date(demo: Demo) -> None:
@@ -106,7 +106,7 @@ def missing_date(demo: Demo) -> None:
     demo.peps.lost.add(lost.l1c)
     demo.run(ORDER_LISTED, 0, f"{len(seen)} dates")
     demo.later(hours=10)
-    demo.run(FETCH_LISTED, 0, "1 missing", f"{lost.day[:4]}-{lost.day[4:6]}-{lost.day[6:]}")
+    demo.run(FETCH_LISTED, 0, "1 date lost", f"{lost.day[:4]}-{lost.day[4:6]}-{lost.day[6:]}")
     demo.expect_products("summer", sum(not one.cloudy for one in seen) - 1)
 
 
@@ -117,9 +117,9 @@ def single_products(demo: Demo) -> None:
     demo.later(hours=1)
     demo.run(FETCH_EACH, 75, "running")
     demo.later(hours=1)
-    demo.run(FETCH_EACH, 0, f"{clear} downloaded")
+    demo.run(FETCH_EACH, 0, f"{clear} products downloaded")
     demo.expect_products("PEPS_MAJA", clear)
-    demo.run(FETCH_EACH, 0, f"{clear} on disk", requests=0)
+    demo.run(FETCH_EACH, 0, f"{clear} products on disk before", requests=0)
 
 
 def main() -> int:

@@ -18,24 +18,18 @@ import argparse
 import base64
 import contextlib
 import dataclasses
-import email.utils
 import functools
 import hashlib
 import heapq
-import http.server
 import io
 import json
 import logging
 import math
-import os
 import re
 import shlex
 import shutil
 import signal
 import socket
-import socketserver
-import ssl
-import struct
 import sys
 import tempfile
 import threading
@@ -43,11 +37,11 @@ import time
 import urllib.parse
 import uuid
 import zipfile
-import zlib
 from collections import Counter
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+from faulty_http import Handler, Request, Server, json_error
 from pywps import FORMATS, ComplexOutput, LiteralInput, LiteralOutput, Process, Service, configuration
 from pywps.exceptions import InvalidParameterValue
 from pywps.response.status import WPS_STATUS
@@ -64,9 +58,6 @@ FIRST_DATE_S = 60 * 60
 FURTHER_DATE_S = 25 * 60
 SINGLE_PRODUCT_S = 90 * 60
 NIGHT_IN_A_MINUTE = 12 * 60
-CHUNK_BYTES = 256 * 1024
-# Linger for no time at all: the kernel drops what is unsent and resets the connection.
-LINGER_NOW = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 EMAIL, SECRET = "jean.dupont@example.org", "mot de passe: 100% sûr"
 L1C_NAME = re.compile(r"S2[AB]_MSIL1C_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d\d[A-Z]{3}_\d{8}T\d{6}")
 
@@ -339,360 +330,6 @@ def make_product(name: str, size: int) -> bytes:
     return packed.getvalue()
 
 
-@dataclasses.dataclass(frozen=True)
-class FilePart:
-    """Bytes `start` to `end` (not included) of a file on disk, as the body of an answer."""
-
-    path: Path
-    start: int
-    end: int
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-    def __getitem__(self, part: slice) -> FilePart:
-        return FilePart(self.path, self.start + part.start, self.start + part.stop)
-
-
-def asked_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Return the first byte and the end that a Range header asks for, None for all.
-
-    A range outside of the file comes back empty. Several ranges, and what is no range, ask for all.
-    """
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
-    first, last = found.groups() if found else ("", "")
-    if not (first or last) or (first and last and int(last) < int(first)):
-        return None
-    if not first:
-        return max(0, size - int(last)), size
-    return int(first), min(size, int(last) + 1) if last else size
-
-
-# ---- faults: what to put into LocalPeps.faults and LocalPeps.always
-
-
-def status(code, headers=None, body=b"", content_type="text/html"):
-    """Answer with this instead; a Content-Length among the headers is sent as it is, right or wrong."""
-
-    def fault(handler):
-        handler.answer(code, {"Content-Type": content_type, **(headers or {})}, body)
-        return True
-
-    return fault
-
-
-def cut(after):
-    """Close the connection after so many bytes of the normal answer's body; None: before its head."""
-
-    def fault(handler):
-        handler.cut_after = after
-        if after is None:
-            handler.break_off()
-        return after is None
-
-    return fault
-
-
-def reset(after):
-    """The same as `cut`, but the connection is reset."""
-
-    def fault(handler):
-        handler.reset = True
-        return cut(after)(handler)
-
-    return fault
-
-
-def hold(event, after=0):
-    """Send so many bytes of the normal answer's body, wait for the event, go on; None: wait before its head.
-
-    The server sets the event itself when it stops or is reset, so that nothing waits for ever.
-    """
-
-    def fault(handler):
-        if after is None:
-            handler.peps.wait_held(event)
-        else:
-            handler.hold = (event, after)
-        return False
-
-    return fault
-
-
-def no_range(handler):
-    """Send all, whatever range was asked for."""
-    handler.no_range = True
-    return False
-
-
-def without_length(handler):
-    """Leave out the Content-Length; the body ends where the connection does."""
-    handler.no_length = True
-    return False
-
-
-def raw(content):
-    """Send these bytes instead of an answer, then close the connection."""
-
-    def fault(handler):
-        handler.wfile.write(content)
-        handler.break_off()
-        return True
-
-    return fault
-
-
-# ---- sockets
-
-
-def json_error(code: int, text: str, **headers) -> tuple[int, dict, bytes]:
-    """Return an error as the service puts it: status, headers and body."""
-    content = json.dumps({"ErrorCode": code, "ErrorMessage": text}).encode()
-    return code, {"Content-Type": "application/json", **headers}, content
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """The head of a request as it came: `query` undecoded, header names in lower case, `host` as named."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    host: str
-
-    @property
-    def target(self) -> str:
-        """Path and query."""
-        return f"{self.path}?{self.query}" if self.query else self.path
-
-
-class Server(socketserver.ThreadingTCPServer):
-    """The listening socket, which knows its connections so that they can all be ended at once."""
-
-    request_queue_size = 128
-    allow_reuse_address = True
-
-    def __init__(self, address, peps: LocalPeps):
-        self.peps, self.open = peps, {}
-        super().__init__(address, Handler)
-
-    def process_request(self, request, client_address):
-        """Serve a new connection in a thread of its own."""
-        arguments = (request, client_address)
-        thread = threading.Thread(target=self.process_request_thread, args=arguments, daemon=True)
-        self.open[thread] = request
-        self.peps.connections += 1
-        thread.start()
-
-    def process_request_thread(self, request, client_address):
-        """Serve a connection to its end."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.open.pop(threading.current_thread(), None)
-
-    def handle_error(self, request, client_address):
-        """Say nothing of broken connections, which are what the tests are about."""
-        if not isinstance(sys.exc_info()[1], (ConnectionError, ssl.SSLError)):
-            super().handle_error(request, client_address)
-
-    def drop_connections(self, patience_s: float = 5):
-        """End all connections and wait for their threads."""
-        threads = [(thread, request) for thread, request in list(self.open.items())]
-        for _, request in threads:
-            with contextlib.suppress(OSError):
-                # The plain socket's method: the TLS one would pull the rug from under the other thread.
-                socket.socket.shutdown(request, socket.SHUT_RDWR)
-        for thread, _ in threads:
-            if thread.is_alive() and thread is not threading.current_thread():
-                thread.join(patience_s)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """One connection. The fields from `cut_after` on are set by faults, for one request."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    @property
-    def peps(self) -> LocalPeps:
-        """The local PEPS this connection belongs to."""
-        return self.server.peps
-
-    def log_message(self, *args):
-        """Be quiet; the journal has it all."""
-
-    def parse_request(self) -> bool:
-        """Read a head, and put it into the journal."""
-        self.cut_after, self.reset, self.hold, self.no_range, self.no_length = None, False, None, False, False
-        if not super().parse_request():
-            return False
-        path, _, query = self.path.partition("?")
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        # A client that takes this for its proxy names the whole URL.
-        path = re.sub(r"^https?://[^/]+", "", path)
-        self.record = Request(self.command, path, query, headers, headers.get("host", ""))
-        self.peps.note(self.record)
-        return True
-
-    def do_GET(self):
-        """Answer a request, unless a fault does."""
-        try:
-            if not any(fault(self) for fault in self.peps.faults_for(self.record)):
-                self.route()
-        finally:
-            self.peps.note()
-
-    do_HEAD = do_GET
-
-    def route(self):
-        """Hand the request to what serves its path."""
-        path = self.record.path
-        if path.startswith(OUTPUTS):
-            self.send_output(path[len(OUTPUTS) :])
-        elif self.record.headers.get("authorization") != self.peps.authorization:
-            self.answer(*json_error(401, "Unauthorized", **{"WWW-Authenticate": 'Basic realm="PEPS"'}))
-        elif path == WPS:
-            self.answer(*self.peps.wps(self.record))
-        elif path == SEARCH:
-            self.send_search()
-        elif path.startswith(RESULTS):
-            self.send_result(urllib.parse.unquote(path[len(RESULTS) :]))
-        else:
-            self.answer(*json_error(404, "Not Found"))
-
-    def send_search(self):
-        """Answer a search of the catalogue."""
-        try:
-            found = self.peps.search(dict(urllib.parse.parse_qsl(self.record.query, keep_blank_values=True)))
-        except ValueError as err:
-            self.answer(*json_error(400, f"Bad request: {err}"))
-        else:
-            self.answer(200, {"Content-Type": "application/json"}, json.dumps(found).encode())
-
-    def send_output(self, name):
-        """Answer with a status document or a report."""
-        content = self.peps.output(name)
-        if content is None:
-            self.answer(*json_error(404, "Not Found"))
-        else:
-            kind = "text/xml" if name.endswith(".xml") else "application/json"
-            self.answer(200, {"Content-Type": kind}, content)
-
-    def send_result(self, name):
-        """Answer with a product or a job's log."""
-        content = self.peps.result(name)
-        if content is None:
-            self.answer(*json_error(404, "Not Found"))
-        elif isinstance(content, Path):
-            size, changed = content.stat().st_size, content.stat().st_mtime
-            self.send_part(FilePart(content, 0, size), f'"{size:x}-{changed}"', changed)
-        else:
-            self.send_part(content, f'"{len(content):x}-{zlib.adler32(content):x}"', 1_546_300_800)
-
-    def send_part(self, body, etag, changed):
-        """Answer with a product, or with the part of it that was asked for."""
-        asked = self.record.headers
-        modified = email.utils.formatdate(changed, usegmt=True)
-        headers = {
-            "Content-Type": "application/zip",
-            "ETag": etag,
-            "Last-Modified": modified,
-            "Accept-Ranges": "bytes",
-        }
-        part = asked_range(asked.get("range"), len(body))
-        if part is None or self.no_range or asked.get("if-range", etag) not in (etag, modified):
-            self.answer(200, headers, body)
-        elif part[0] >= part[1]:
-            self.answer(416, {"Content-Range": f"bytes */{len(body)}"})
-        else:
-            headers["Content-Range"] = f"bytes {part[0]}-{part[1] - 1}/{len(body)}"
-            self.answer(206, headers, body[part[0] : part[1]])
-
-    def answer(self, code, headers=None, body=b""):
-        """Send an answer. All go through here, so that a fault can hit each of them.
-
-        Parameters
-        ----------
-        code : HTTP status.
-        headers : a dict; a Content-Length in it replaces the right one.
-        body : bytes, or a FilePart.
-        """
-        head = self.make_head(code, headers or {}, len(body))
-        size = 0 if self.command == "HEAD" else len(body)
-        end = size if self.cut_after is None else min(size, self.cut_after)
-        held = min(end, self.hold[1]) if self.hold else end
-        self.send_body(body, self.send_start(head, body, held), held)
-        if self.hold:
-            self.peps.wait_held(self.hold[0])
-            self.send_body(body, held, end)
-        if self.cut_after is not None:
-            self.break_off()
-
-    def make_head(self, code, headers, length) -> bytes:
-        """Return status line and header lines."""
-        lines = {"Date": self.date_time_string(), "Content-Length": length, **headers}
-        if self.no_length:
-            del lines["Content-Length"]
-            self.close_connection = True
-        if self.close_connection:
-            lines["Connection"] = "close"
-        # A client that waits for more than there is must not wait for ever.
-        if str(lines.get("Content-Length")) != str(length):
-            self.close_connection = True
-        phrase = self.responses.get(code, ("Unknown",))[0]
-        text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        return f"HTTP/1.1 {code} {phrase}\r\n{text}\r\n".encode("latin-1")
-
-    def send_start(self, head, body, end) -> int:
-        """Send the head, with all of a small body in the same packet; return the bytes of body sent."""
-        small = not isinstance(body, FilePart) and end <= CHUNK_BYTES
-        self.connection.sendall(head + body[:end] if small else head)
-        if small:
-            self.count(end)
-        return end if small else 0
-
-    def send_body(self, body, start, end):
-        """Send bytes `start` to `end` (not included) of a body."""
-        if isinstance(body, FilePart):
-            with body.path.open("rb") as file:
-                self.pump(lambda at, size: self.send_file(file, body.start + at, size), start, end)
-        else:
-            view = memoryview(body)
-            self.pump(lambda at, size: self.connection.send(view[at : at + size]), start, end)
-
-    def pump(self, send, start, end):
-        """Send in pieces that are counted as they leave."""
-        while start < end:
-            sent = send(start, min(CHUNK_BYTES, end - start))
-            if not sent:
-                raise ConnectionError("the file is shorter than it was")
-            self.count(sent)
-            start += sent
-
-    def send_file(self, file, start, size) -> int:
-        """Send a piece of a file, without a copy where the system can; return the bytes sent."""
-        if hasattr(os, "sendfile") and not isinstance(self.connection, ssl.SSLSocket):
-            return os.sendfile(self.connection.fileno(), file.fileno(), start, size)
-        file.seek(start)
-        return self.connection.send(file.read(size))
-
-    def count(self, size):
-        """Add to the body bytes sent for this path."""
-        if self.command == "GET":
-            self.peps.count_sent(self.record.path, size)
-
-    def break_off(self):
-        """Close the connection, with a reset if that is asked for."""
-        self.close_connection = True
-        if self.reset:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOW)
-            # Closed here and by hand, as the server would first end it in good order.
-            self.rfile.close()
-            self.connection.close()
-
-
 # ---- the service
 
 
@@ -712,7 +349,7 @@ class LocalPeps:
     Attributes
     ----------
     url, account : what PEPS_URL and the account file's line are to be.
-    journal, sent, connections : requests so far, body bytes sent by path, connections accepted.
+    journal, sent : requests so far, body bytes sent by path.
     jobs : the Jobs taken on, by their id. A job's `subject` is its tile or its L1C name.
     ends : subject -> (state word, message) to come to instead of FINISHED. "ProcessFailed" fails the job
         in its status document, before there is a report.
@@ -753,7 +390,7 @@ class LocalPeps:
         """Set everything that a test may change."""
         self._advanced, self._started = 0.0, time.monotonic()
         self._held, self._dropping, self._deferred = set(), False, []
-        self.journal, self.sent, self.connections = [], Counter(), 0
+        self.journal, self.sent = [], Counter()
         self.jobs, self.ends, self.refuse, self.results, self.products = {}, {}, {}, {}, {}
         self.lost, self.lose_some, self.unprocessed_as = set(), False, "number"
         self.single_report, self.catalogue, self.towns = "same", None, []
@@ -871,6 +508,15 @@ class LocalPeps:
             raise AssertionError(f"not in {timeout} s; the requests were:\n{heads}")
         return value
 
+    def wait_idle(self):
+        """Wait until every connection that was made before is served, the dead ones among them."""
+        with socket.create_connection(self._server.server_address) as last:  # they are accepted in turn
+            last.sendall(b"OPTIONS / HTTP/1.0\r\n\r\n")
+            while last.recv(65536):
+                pass
+        for thread in list(self._server.open):
+            thread.join(10)
+
     def count_sent(self, path: str, size: int):
         """Add to the body bytes sent for a path."""
         with self._changed:
@@ -884,14 +530,50 @@ class LocalPeps:
                 self.faults.remove(once)
             return [fault for text, fault in [*filter(None, [once]), *self.always] if text in request.target]
 
-    def wait_held(self, event: threading.Event):
-        """Hold a connection until the event is set, by whoever it belongs to or by the server's end."""
+    def note_held(self, event: threading.Event):
+        """Set the event when the server ends its connections, or did before."""
         with self._changed:
-            if self._dropping:
-                return
             self._held.add(event)
             self._changed.notify_all()
+            if self._dropping:
+                event.set()
+
+    def wait_held(self, event: threading.Event):
+        """Hold a connection until the event is set, by whoever it belongs to or by the server's end."""
+        self.note_held(event)
         event.wait()
+
+    # -- what is served
+
+    def route(self, handler: Handler):
+        """Hand a request to what serves its path."""
+        request = handler.record
+        if request.path.startswith(OUTPUTS):
+            name = request.path[len(OUTPUTS) :]
+            kind = "text/xml" if name.endswith(".xml") else "application/json"
+            self._send(handler, self.output(name), kind)
+        elif request.headers.get("authorization") != self.authorization:
+            handler.answer(*json_error(401, "Unauthorized", **{"WWW-Authenticate": 'Basic realm="PEPS"'}))
+        elif request.path == WPS:
+            handler.answer(*self.wps(request))
+        elif request.path == SEARCH:
+            try:
+                found = self.search(dict(urllib.parse.parse_qsl(request.query, keep_blank_values=True)))
+            except ValueError as err:
+                handler.answer(*json_error(400, f"Bad request: {err}"))
+            else:
+                self._send(handler, json.dumps(found).encode(), "application/json")
+        elif request.path.startswith(RESULTS):
+            content = self.result(urllib.parse.unquote(request.path[len(RESULTS) :]))
+            self._send(handler, None) if content is None else handler.answer_file(content)
+        else:
+            self._send(handler, None)
+
+    def _send(self, handler: Handler, content: bytes | None, kind: str = ""):
+        if content is None:
+            handler.answer(*json_error(404, "Not Found"))
+        else:
+            handler.answer(200, {"Content-Type": kind}, content)
 
     # -- WPS
 

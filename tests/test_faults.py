@@ -1,8 +1,7 @@
-"""What can go wrong on the wire, on the disk and in the service's words, and how each of it ends.
+"""What can go wrong on the wire and in the service's words, and how each of it ends.
 
-Each fault is put on real sockets. The first run meets it and ends as the table says, with the job's other
-products on disk; then the service is well again, and a second run brings every product, byte for byte, and leaves
-nothing else behind.
+Each fault is put on real sockets. The first run meets it and ends as the table says, with the job's other products on
+disk; then the service is well again, and a second run brings every product, byte for byte, and leaves nothing else.
 """
 
 from __future__ import annotations
@@ -10,71 +9,49 @@ from __future__ import annotations
 import email.utils
 import gzip
 import json
-import os
-import random
-import shutil
-import subprocess
-import sys
 import threading
 import time
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from local_peps import cut, hold, json_error, make_product, no_range, raw, reset, status, without_length
+from faulty_http import (
+    cut,
+    endless,
+    for_gets,
+    for_heads,
+    head_and,
+    hold,
+    json_error,
+    no_range,
+    raw,
+    reset,
+    stall,
+    status,
+    without_length,
+)  # fmt: skip
+from local_peps import make_product
+from stories import FinishedJob, answer, lines_of, only_line, report_of, wait_until
 
+import full_maja_download
 import peps_common
 
-VICTIM = "SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4.zip"
-OTHERS = (
-    "SENTINEL2A_20170714-105612-025_L2A_T31TCJ_D_V1-4.zip",
-    "SENTINEL2B_20170709-105619-012_L2A_T31TCJ_D_V1-4.zip",
-)
 SIZE = 100_000
 HELD = 30_000  # bytes of a product that has come when something happens in its middle
+VICTIM = "SENTINEL2A_20170701-105605-456_L2A_T31TCJ_D_V1-4.zip"
 PAGE = b"<!DOCTYPE html><html><body>Maintenance</body></html>"
 BODY = make_product(VICTIM, SIZE)
 ALL = len(BODY)
 REST_OF_ALL = f"bytes {HELD}-{ALL - 1}/{ALL}"
 
 
-# ---- faults that local_peps does not have
-
-
-def for_gets(*faults, for_ever: bool = False):
-    """What the GET requests meet, one after the other; then nothing, or the last one for ever. HEAD is spared."""
-    turns = iter(faults)
-    last = faults[-1] if for_ever else None
-
-    def fault(handler):
-        found = next(turns, last) if handler.command == "GET" else None
-        return bool(found and found(handler))
-
-    return fault
-
-
-def for_heads(fault):
-    """The fault for HEAD requests alone."""
-    return lambda handler: handler.command == "HEAD" and fault(handler)
+# ---- faults of a product
 
 
 def both(first, second):
     """Two faults of one answer: how it is sent, and how it breaks off."""
     return lambda handler: first(handler) or second(handler)
-
-
-def stall(after: int | None):
-    """Send so many bytes, then nothing more, and keep the connection open."""
-    return lambda handler: hold(threading.Event(), after)(handler)
-
-
-def head_and(body: bytes, *lines: str, code: str = "200 OK"):
-    """An answer as it is written here, then the end of the connection."""
-    head = "\r\n".join((f"HTTP/1.1 {code}", "Content-Type: application/zip", *lines))
-    return raw(head.encode() + b"\r\n\r\n" + body)
 
 
 def chunked(body: bytes, piece: int = 7000) -> bytes:
@@ -106,6 +83,16 @@ def moved(location: str | None, code: int = 302):
         return status(code, place)(handler)
 
     return fault
+
+
+def without(body: bytes, count: int = 10_000) -> bytes:
+    """A product that lacks bytes in its middle; its directory, at the end, can be read."""
+    return body[:HELD] + body[HELD + count :]
+
+
+def prefixed(body: bytes) -> bytes:
+    """A product behind something that is none of it."""
+    return b"PK\3\4" + bytes(100) + body
 
 
 def moved_to_localhost(handler):
@@ -158,7 +145,7 @@ def lasting(*faults, ends: int, words: tuple[str, ...], left: object = "nothing"
     return Row(faults, ends, words, left, for_ever=True, **more)
 
 
-LATER = ("127.0.0.1", "later")
+LATER = ("127.0.0.1:", "later")
 OF_HELD = {"before": BODY[:HELD]}
 
 CONNECTIONS = {
@@ -207,6 +194,7 @@ LENGTHS = {
         zip_answer(BODY, Content_Length=ALL - 100), ends=1, words=("127.0.0.1",), left=None
     ),
     "length of zero": mended(zip_answer(BODY, Content_Length=0)),
+    "length of five thousand digits": mended(zip_answer(BODY, Content_Length="9" * 5000)),
     "length is a word": mended(zip_answer(BODY, Content_Length="many")),
     "length below zero": mended(zip_answer(BODY, Content_Length="-5")),
     "chunked": mended(send_chunked(chunked(BODY))),
@@ -227,6 +215,9 @@ RANGES = {
     "Content-Range of an unknown total": mended(part_answer(f"bytes {HELD}-{ALL - 1}/*", BODY[HELD:]), **OF_HELD),
     "Content-Range in other units": mended(part_answer(f"items {HELD}-{ALL - 1}/{ALL}", BODY[HELD:]), **OF_HELD),
     "Content-Range that is garbage": mended(part_answer("bytes", BODY[HELD:]), **OF_HELD),
+    "Content-Range of five thousand digits": mended(
+        part_answer(f"bytes {HELD}-{'9' * 5000}/{'9' * 5000}", BODY[HELD:]), **OF_HELD
+    ),
     "less than asked for": mended(
         part_answer(f"bytes {HELD}-{HELD + 999}/{ALL}", BODY[HELD : HELD + 1000]), **OF_HELD, sent=ALL - HELD
     ),
@@ -248,8 +239,7 @@ RANGES = {
 }
 
 STATUSES = {
-    "401": lasting(status(401), ends=1, words=("401", "account")),
-    "403": lasting(status(403), ends=1, words=("403", "account")),
+    "403": lasting(status(403), ends=1, words=("403", "peps.txt")),
     "404": lasting(status(404), ends=1, words=("404",)),
     "410": lasting(status(410), ends=1, words=("410",)),
     "404 after a part": lasting(status(404), ends=1, words=("404",), left=BODY[:HELD], **OF_HELD),
@@ -276,17 +266,21 @@ CONTENTS = {
         status(200, {}, json_error(400, "the tape is lost")[2], "application/json"), ends=1, words=("the tape is lost",)
     ),
     "an empty answer once": mended(status(200)),
-    "an empty answer for ever": lasting(status(200), ends=1, words=("nothing",)),
+    "an empty answer for ever": lasting(status(200), ends=1, words=("an empty answer",)),
     "a page instead of the rest": lasting(status(200, body=PAGE), ends=1, words=("page",), left=BODY[:HELD], **OF_HELD),
     "an empty answer instead of the rest": lasting(
-        status(200), ends=1, words=("nothing",), left=BODY[:HELD], **OF_HELD
+        status(200), ends=1, words=("an empty answer",), left=BODY[:HELD], **OF_HELD
     ),
     "a page instead of the rest, once": mended(status(200, body=PAGE), **OF_HELD, sent=len(PAGE) + ALL - HELD),
-    "packed once more": lasting(zip_answer(gzip.compress(BODY), Content_Encoding="gzip"), ends=1, words=("127.0.0.1",)),
+    "packed once more": lasting(zip_answer(gzip.compress(BODY), Content_Encoding="gzip"), ends=1, words=("page",)),
+    "said to be packed": mended(zip_answer(BODY, Content_Encoding="gzip"), sent=ALL),
     "half a zip once": mended(zip_answer(BODY[: ALL // 2])),
     "half a zip for ever": lasting(zip_answer(BODY[: ALL // 2]), ends=1, words=("127.0.0.1",), left=None),
     "the start of a zip for ever": lasting(zip_answer(b"PK\3\4"), ends=1, words=("127.0.0.1",), left=None),
     "two bytes of a zip for ever": lasting(zip_answer(b"PK"), ends=1, words=("127.0.0.1",)),
+    "bytes missing in the middle": mended(zip_answer(without(BODY))),
+    "bytes missing in the middle, for ever": lasting(zip_answer(without(BODY)), ends=1, words=("damaged",)),
+    "bytes before the first member": mended(zip_answer(prefixed(BODY))),
     "a zip without anything in it": lasting(zip_answer(b"PK\5\6" + bytes(18)), ends=1, words=("127.0.0.1",), left=None),
     "a damaged zip in two pieces": mended(damaged_in_two_pieces, damaged_in_two_pieces, sent=2 * ALL),
     "a damaged zip in two pieces, for ever": lasting(damaged_in_two_pieces, ends=1, words=("damaged",), left=None),
@@ -297,7 +291,7 @@ REDIRECTS = {
     "moved on the same host, with its name": mended(moved("http://127.0.0.1:{port}{path}", 308), sent=ALL),
     "moved while it is continued": mended(moved("{path}", 303), **OF_HELD, sent=ALL - HELD),
     "moved in a circle": lasting(moved("{path}"), ends=1, words=("redirect",)),
-    "moved to another host": lasting(moved_to_localhost, ends=1, words=("localhost", "401", "account")),
+    "moved to another host": lasting(moved_to_localhost, ends=1, words=("localhost", "401", "your")),
     "moved nowhere": lasting(moved(None), ends=1, words=("302",)),
     "moved to no address": lasting(moved("http://[::1/"), ends=1, words=("address",)),
     "moved to a file": lasting(moved("file:///etc/hostname"), ends=1, words=("address",)),
@@ -310,179 +304,99 @@ FAULTS = {**CONNECTIONS, **LENGTHS, **RANGES, **STATUSES, **CONTENTS, **REDIRECT
 
 # ---- a finished job with three products
 
-WPS = '<ExecuteResponse xmlns="http://www.opengis.net/wps/1.0.0" {}><Status>{}</Status>{}</ExecuteResponse>'
-REPORT_AT = "<ProcessOutputs><Output><Reference href={!r}/></Output></ProcessOutputs>"
+
+def require_healthy(run, job: FinishedJob, *others: FinishedJob):
+    """The second run: all there, byte for byte, and nothing else in any folder."""
+    job.mend(*others)
+    logs = [one.log for one in (job, *others)]
+    run("full_maja_download", "-l", *logs, "-w", job.products)
+    assert job.on_disk() == {name: body for one in (job, *others) for name, body in one.bodies.items()}
 
 
-class Job:
-    """A finished job, whose documents are plain files at the service; what its report lists may be changed."""
-
-    def __init__(self, url: str, identity: str, results: list):
-        self.results = results
-        base = f"{url}/wps/outputs/{identity}"
-        location = f'statusLocation="{base}.xml"'
-        succeeded = WPS.format(location, "<ProcessSucceeded/>", REPORT_AT.format(f"{base}/report.json"))
-        self.log = Path(f"{identity}.log")
-        self.log.write_text(WPS.format(location, "<ProcessAccepted/>", ""), "utf-8")
-        self.documents = [
-            (f"/{identity}.xml", status(200, body=succeeded.encode(), content_type="text/xml")),
-            (f"/{identity}/report.json", self.send_report),
-        ]
-
-    def send_report(self, handler) -> bool:
-        report = {"USER_INFO": {"job_status": "FINISHED", "results": self.results, "unprocessed": 0}}
-        return status(200, body=json.dumps(report).encode(), content_type="application/json")(handler)
-
-
-@dataclass
-class Scene:
-    """A finished job, the folder for its products, and the service that has them."""
-
-    peps: object
-    run: Callable
-    products: Path
-    bodies: dict[str, bytes]
-    jobs: list[Job]
-
-    def download(self, *options: object, ends: int = 0):
-        logs = [job.log for job in self.jobs]
-        return self.run("full_maja_download", "-l", *logs, "-w", self.products, *options, status=ends)
-
-    def hit(self, fault, text: str = VICTIM):
-        self.peps.always.insert(0, (text, fault))
-
-    def sent(self, name: str = VICTIM) -> int:
-        """The bytes of a product that the server has sent."""
-        return sum(size for path, size in self.peps.sent.items() if path.endswith(name))
-
-    def on_disk(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in self.products.iterdir()}
-
-    def beside(self) -> set[str]:
-        return {path.name for path in self.products.parent.iterdir()}
-
-    def mend(self):
-        """Make the service well again."""
-        refreshed = status(200, body=WPS.format("", "<ProcessSucceeded/>", "").encode(), content_type="text/xml")
-        self.peps.always = [("PROCESSING_STATUS", refreshed)]
-        self.peps.always += [document for job in self.jobs for document in job.documents]
-
-    def run_healthy(self):
-        """The second run: all there, byte for byte, and nothing else in any folder."""
-        self.mend()
-        self.download()
-        assert self.on_disk() == {name: self.peps.product_bytes(name) for name in self.bodies}
-        logs = {job.log.with_suffix(suffix).name for job in self.jobs for suffix in (".log", ".json", ".stat")}
-        assert self.beside() == logs | {"peps.txt", self.products.name}
-
-
-@pytest.fixture
-def scene(run, peps, folder) -> Scene:
-    bodies = {name: make_product(name, SIZE) for name in (VICTIM, *OTHERS)}
-    peps.products = dict(bodies)
-    products = folder / "products"
-    products.mkdir()
-    job = Job(peps.url, "ours", [f"{peps.url}/cgi-bin/mapcache_results/maja/ours/{name}" for name in bodies])
-    scene = Scene(peps, run, products, bodies, [job])
-    scene.mend()
-    return scene
-
-
-def lines_of(result) -> list[str]:
-    """The lines on stderr, each of which must name the script."""
-    lines = result.err.splitlines()
-    assert all(line.startswith("full_maja_download.py: ") for line in lines), lines
-    return lines
-
-
-def require_line(result, *words: str):
-    """Exactly one line on stderr, with all these words in it."""
-    lines = lines_of(result)
-    assert len(lines) == 1, lines
-    assert all(word in lines[0] for word in words), (words, lines[0])
-
-
-@pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in FAULTS.items()])
-def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, scene, monkeypatch):
+@pytest.mark.parametrize("row", FAULTS.values(), ids=FAULTS)
+def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, run, make_job, monkeypatch):
     monkeypatch.setattr(peps_common, "READ_TIMEOUT_S", row.read_timeout_s)
+    job = make_job()
     if row.before is not None:
-        (scene.products / f"{VICTIM}.part").write_bytes(row.before)
-    scene.hit(for_gets(*row.faults, for_ever=row.for_ever))
+        job.part(VICTIM).write_bytes(row.before)
+    job.hit(for_gets(*row.faults, for_ever=row.for_ever))
 
-    result = scene.download(ends=row.ends)
+    result = run("full_maja_download", *job.argv, status=row.ends)
 
-    found = scene.on_disk()
-    assert {name: found.pop(name) for name in OTHERS} == {name: scene.bodies[name] for name in OTHERS}
+    found = job.on_disk()
+    others = {name: body for name, body in job.bodies.items() if name != VICTIM}
+    assert {name: found.pop(name, None) for name in others} == others
     if row.ends:
-        require_line(result, VICTIM, *row.words)
+        only_line(result, VICTIM, "31TCJ.log", *row.words)
         assert VICTIM not in found
     else:
-        assert lines_of(result) == []
+        assert result.err == ""
     expected = {"whole": {VICTIM: BODY}, "nothing": {}}.get(row.left, {f"{VICTIM}.part": row.left})
     assert row.left is None or found == expected
-    assert row.sent is None or scene.sent() == row.sent
-    scene.run_healthy()
+    assert row.sent is None or job.sent(VICTIM) == row.sent
+    require_healthy(run, job)
 
 
-def test_there_are_enough_faults():
-    assert len(FAULTS) >= 36
-
-
-def test_a_stalled_product_does_not_hold_up_the_others(scene, launch):
-    release = threading.Event()
-    scene.hit(for_gets(hold(release, HELD)))
-    process = launch("full_maja_download", "-l", "ours.log", "-w", scene.products, "-j", 2)
-    wait_until(lambda: all((scene.products / name).exists() for name in OTHERS))
+def test_a_stalled_product_does_not_hold_up_the_others(run, make_job, launch):
+    release, job = threading.Event(), make_job()
+    job.hit(for_gets(hold(release, HELD)))
+    process = launch("full_maja_download", *job.argv, "-j", 2)
+    wait_until(lambda: all((job.products / name).exists() for name in job.bodies if name != VICTIM))
     assert process.poll() is None
     release.set()
     assert process.wait(20) == 0
-    scene.run_healthy()
+    require_healthy(run, job)
 
 
-def wait_until(predicate: Callable[[], object], timeout_s: float = 20):
-    """Wait for what another process does to files, of which there is no event."""
-    end = time.monotonic() + timeout_s
-    while not predicate():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
-def test_a_network_that_breaks_wherever_it_can(scene):
-    """Cuts and resets at random, often; each answer brings something, so the first run gets there."""
-    seed = int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
-    chance = random.Random(seed)  # noqa: S311
-    for name in scene.bodies:
-        breaks = [chance.choice((cut, reset))(chance.randrange(1000, SIZE // 4)) for _ in range(6)]
-        scene.hit(for_gets(*breaks), name)
-    assert lines_of(scene.download()) == []
-    scene.run_healthy()
-
-
-def test_two_lengths_are_not_called_a_wrong_address(scene):
-    scene.hit(for_gets(head_and(BODY, f"Content-Length: {ALL}", "Content-Length: 5"), for_ever=True))
-    result = scene.download(ends=None)
+def test_two_lengths_are_not_called_a_wrong_address(run, make_job):
+    job = make_job()
+    job.hit(for_gets(head_and(BODY, f"Content-Length: {ALL}", "Content-Length: 5"), for_ever=True))
+    result = run("full_maja_download", *job.argv, status=None)
     assert result.status in (1, 75)
-    require_line(result, VICTIM, "127.0.0.1")
-    assert "address" not in result.err
-    scene.run_healthy()
+    assert "address" not in only_line(result, VICTIM, "127.0.0.1")
+    require_healthy(run, job)
 
 
-def test_all_products_fail_and_each_says_so(scene):
-    scene.hit(for_gets(status(404), for_ever=True), "/maja/")
-    lines = lines_of(scene.download(ends=1))
-    assert sorted(name for line in lines for name in scene.bodies if name in line) == sorted(scene.bodies)
+def test_products_that_fail_for_a_reason_of_their_own_are_named_each(run, make_job):
+    job = make_job()
+    job.hit(for_gets(status(404), for_ever=True), "/maja/")
+    lines = run("full_maja_download", *job.argv, status=1).err.splitlines()
+    assert sorted(name for line in lines for name in job.bodies if name in line) == sorted(job.bodies)
     assert len(lines) == 3
-    scene.run_healthy()
+    require_healthy(run, job)
 
 
-def test_the_worst_status_wins(scene):
-    scene.hit(for_gets(status(503), for_ever=True))
-    scene.hit(for_gets(status(404), for_ever=True), OTHERS[0])
-    lines = lines_of(scene.download(ends=1))
-    assert len(lines) == 2
-    assert scene.on_disk() == {OTHERS[1]: scene.bodies[OTHERS[1]]}
-    scene.run_healthy()
+def test_a_failure_behind_a_redirect_bears_the_name_of_where_it_happened(run, make_job):
+    job = make_job()
+    job.hit(for_gets(moved("http://127.0.0.2:9{path}"), for_ever=True))
+    assert "127.0.0.1" not in only_line(run("full_maja_download", *job.argv, status=75), VICTIM, "127.0.0.2:9")
+
+
+def test_an_error_bears_its_own_code(run, make_job):
+    """JSON without a code in a 500 is a 500."""
+    job = make_job()
+    job.hit(status(500, body=b'{"ErrorMessage": "database away"}'), "/31TCJ.xml")
+    assert "400" not in only_line(run("full_maja_download", *job.argv, status=75), "500", "database away")
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends", "words", "most"),
+    [
+        (status(401), 1, ("12 products", "refused the account (401)"), 4),
+        (status(503), 75, ("12 products", "answers 503, tried 5 times", "later"), 5 * 8),
+        (cut(None), 75, ("12 products", "gives no answer", "tried 5 times", "later"), 5 * 8),
+        (cut(0), 75, ("12 products", "breaks off at 0 B"), 10**6),
+    ],
+    ids=["account", "503", "no answer", "breaks off"],
+)
+def test_one_reason_is_one_line_for_all_products(run, make_job, fault, ends, words, most):
+    job = make_job(count=12)
+    job.hit(for_gets(fault, for_ever=True), "/maja/")
+    result = run("full_maja_download", *job.argv, status=ends)
+    if most < 10**6:
+        only_line(result, *words)
+    assert len(job.peps.requests("/maja/", "GET")) <= most
+    require_healthy(run, job)
 
 
 # ---- Retry-After
@@ -505,39 +419,86 @@ def naps(monkeypatch) -> list[float]:
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ("0", []),
-        ("7", [7]),
-        ("3600", [120]),
-        ("9" * 30, [120]),
-        (in_an_hour(), [120]),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", []),
-        ("soon", []),
-        ("-5", []),
-        ("1.5", []),
-        ("", []),
+        ("0", []), ("7", [7]), ("119", [119]), ("121", None), ("3600", None), ("9" * 30, None), (in_an_hour(), None),
+        ("9" * 5000, []), ("Thu, 01 Jan 1970 00:00:00 GMT", []), ("soon", []), ("-5", []), ("1.5", []), ("", []),
         ("Mon, 99 Foo 99999 99:99:99 GMT", []),
     ],
-)
-def test_retry_after_is_kept_for_two_minutes_at_most(code, header, expected, scene, naps):
-    scene.hit(for_gets(status(code, {"Retry-After": header})))
-    assert lines_of(scene.download()) == []
-    assert [nap for nap in naps if nap > 0] == expected
-    scene.run_healthy()
+)  # fmt: skip
+@pytest.mark.parametrize("text", [VICTIM, "/r.json"], ids=["product", "report"])
+def test_retry_after_is_kept_as_long_as_patience_lasts(code, header, expected, text, run, make_job, naps):
+    """What is past the two minutes ends at once."""
+    job = make_job()
+    job.hit(for_gets(status(code, {"Retry-After": header})), text)
+    result = run("full_maja_download", *job.argv, status=75 if expected is None else 0)
+    assert [nap for nap in naps if nap > 0] == (expected or [])
+    if expected is None:
+        only_line(result, str(code), "later")
+    require_healthy(run, job)
 
 
-def test_retry_after_for_ever_ends(scene, naps):
-    scene.hit(for_gets(status(429, {"Retry-After": "86400"}), for_ever=True))
-    require_line(scene.download(ends=75), VICTIM, "429")
-    assert naps
-    assert set(naps) == {120}
-    scene.run_healthy()
+# ---- patience
 
 
-def test_retry_after_counts_for_documents_too(scene, naps):
-    scene.hit(for_gets(status(503, {"Retry-After": "200"})), "/wps/outputs/")
-    assert lines_of(scene.download()) == []
-    assert naps == [120]
-    scene.run_healthy()
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+TRAILERS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+ENDLESS = {
+    "100 Continue": (b"", CONTINUE, 0),
+    "100 Continue, slowly": (b"", CONTINUE, 0.02),
+    "a header of one byte at a time": (HEAD + b"X: ", b"x", 0.02),
+    "headers": (HEAD, b"X: x\r\n", 0.02),
+    "trailers": (TRAILERS, b"X: x\r\n", 0),
+    "trailers, slowly": (TRAILERS, b"X: x\r\n", 0.02),
+    "a body of one byte at a time": (HEAD + b"Content-Length: 100000\r\n\r\nPK\3\4", b"x", 0.02),
+    "an endless body": (HEAD + b"\r\nPK\3\4", bytes(65536), 0),
+    "an endless size of a chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0" * 65536, 0),
+    "tiny chunks": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", 0.02),
+    "an error without end": (b"HTTP/1.1 503 No\r\n\r\n", bytes(65536), 0),
+    "a redirect without end": (b"HTTP/1.1 302 No\r\nLocation: /x\r\n\r\n", bytes(65536), 0),
+}
+
+
+PLACES = {"status document": "/31TCJ.xml", "report": "/31TCJ/r.json", "refresh": "PROCESSING", "product": VICTIM}
+# A product without end and without length ends where the disk does.
+NEVER = [("product", name) for name in ENDLESS if name != "an endless body"]
+NEVER += [("status document", name) for name in ENDLESS]
+NEVER += [(place, name) for place in ("report", "refresh") for name in ("100 Continue", "trailers", "an endless body")]
+
+
+@pytest.mark.parametrize(("place", "name"), NEVER)
+def test_what_never_ends(place, name, run, make_job, monkeypatch):
+    """Documents and products alike: the run goes on, and the other job's products are there."""
+    for module, setting, value in (
+        (peps_common, "PATIENCE_S", 0.3), (peps_common, "TRIES", 2), (full_maja_download, "SLOWEST_S", 0.15),
+        (full_maja_download, "WISH_PATIENCE_S", 0.15),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, setting, value)
+    job, other = make_job(), make_job("other", size=5000)
+    other.bodies.pop(VICTIM)
+    other.results = other.results[1:]
+    job.hit(for_gets(endless(*ENDLESS[name]), for_ever=True), PLACES[place])
+    result = run("full_maja_download", "-l", job.log, other.log, "-w", job.products, status=None)
+    assert result.status in ((0,) if place == "refresh" else (1, 75)), result
+    assert len(result.err.splitlines()) == (place != "refresh"), result
+    assert {name: job.on_disk()[name] for name in other.bodies} == other.bodies
+
+
+def test_a_product_that_is_slow_but_comes_is_not_broken_off(run, make_job, monkeypatch):
+    """What is no slower than it may be is left alone, however long it takes in all."""
+    monkeypatch.setattr(full_maja_download, "SLOWEST_S", 0.5)
+    monkeypatch.setattr(full_maja_download, "SLOWEST_BYTES", 20_000)
+    job = make_job(count=1)
+
+    def slowly(handler):
+        pump = handler.pump
+        handler.pump = lambda body, start, end: [
+            (pump(body, at, min(at + 10_000, end)), threading.Event().wait(0.1)) for at in range(start, end, 10_000)
+        ]
+
+    job.hit(for_gets(slowly, for_ever=True))
+    monkeypatch.setattr("faulty_http.CHUNK_BYTES", 1000)  # so that no body goes out with the head
+    run("full_maja_download", *job.argv)
+    assert len(job.gets(VICTIM)) == 1
 
 
 # ---- HEAD
@@ -546,278 +507,27 @@ def test_retry_after_counts_for_documents_too(scene, naps):
 @pytest.mark.parametrize(
     "fault",
     [
-        status(501),
-        status(405),
-        status(404),
-        status(503),
-        cut(None),
-        stall(None),
-        without_length,
-        raw(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"),
-        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"),
-        status(200, {"Content-Length": "0"}),
-        moved("{path}"),
+        status(501), status(405), status(404), status(503), cut(None), stall(None), without_length,
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"), raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"),
+        status(200, {"Content-Length": "0"}), status(200, {"Content-Length": "9" * 5000}), moved("{path}"),
     ],
-    ids=["501", "405", "404", "503", "closes", "stalls", "no length", "length is a word", "small", "zero", "circle"],
-)
-def test_a_server_without_head(fault, scene, monkeypatch):
-    monkeypatch.setattr(peps_common, "READ_TIMEOUT_S", 0.3)
-    scene.hit(for_heads(fault), "/maja/")
-    assert lines_of(scene.download()) == []
-    scene.run_healthy()
+    ids=["501", "405", "404", "503", "closes", "stalls", "no length", "word", "small", "zero", "huge", "circle"],
+)  # fmt: skip
+def test_a_server_without_head(fault, run, make_job, monkeypatch):
+    """Lengths are a wish; one that is not granted is not repeated for each product."""
+    monkeypatch.setattr(full_maja_download, "LENGTH_PATIENCE_S", 0.2)
+    job = make_job(count=8)
+    job.hit(for_heads(fault), "/maja/")
+    assert run("full_maja_download", *job.argv, "-j", 2).err == ""
+    job.require_whole()
 
 
-# ---- products on disk
-
-
-def test_a_whole_product_on_disk_is_left_alone(scene):
-    (scene.products / VICTIM).write_bytes(BODY)
-    before = (scene.products / VICTIM).stat()
-    scene.download()
-    assert scene.sent() == 0
-    assert (scene.products / VICTIM).stat() == before
-    scene.run_healthy()
-
-
-def test_when_all_is_on_disk_nothing_is_asked(scene):
-    scene.download()
-    asked = len(scene.peps.requests())
-    scene.download()
-    assert len(scene.peps.requests()) == asked
-
-
-@pytest.mark.parametrize(
-    "content", [BODY[: ALL // 2], BODY[: ALL - 1], b"", PAGE], ids=["half", "last byte missing", "empty", "page"]
-)
-def test_a_broken_product_on_disk_is_replaced(content, scene):
-    (scene.products / VICTIM).write_bytes(content)
-    scene.download()
-    assert scene.on_disk() == scene.bodies
-    scene.run_healthy()
-
-
-@pytest.mark.parametrize("finished_before", [False, True], ids=["in the first run", "when all was there"])
-def test_check_finds_a_flipped_bit(finished_before, scene):
-    if finished_before:
-        scene.download()
-    (scene.products / VICTIM).write_bytes(flipped(BODY))
-    scene.download()
-    assert scene.on_disk()[VICTIM] == flipped(BODY)
-    scene.download("--check")
-    assert scene.on_disk() == scene.bodies
-    scene.run_healthy()
-
-
-def test_check_leaves_what_is_whole_alone(scene):
-    scene.download()
-    asked = len(scene.peps.requests())
-    scene.download("--check")
-    assert len(scene.peps.requests()) == asked
-
-
-def test_a_broken_product_stays_until_its_successor_is_whole(scene):
-    """The old file may be all that there is: it goes when the new one has come."""
-    (scene.products / VICTIM).write_bytes(flipped(BODY))
-    scene.hit(for_gets(cut(HELD), cut(None), for_ever=True))
-    require_line(scene.download("--check", ends=75), VICTIM)
-    assert scene.on_disk()[VICTIM] == flipped(BODY)
-    scene.mend()
-    scene.download("--check")
-    scene.run_healthy()
-
-
-def test_a_folder_under_a_products_name(scene):
-    (scene.products / VICTIM).mkdir()
-    require_line(scene.download(ends=1), VICTIM)
-    assert {name for name in OTHERS if (scene.products / name).is_file()} == set(OTHERS)
-    (scene.products / VICTIM).rmdir()
-    scene.run_healthy()
-
-
-# ---- the disk
-
-
-@pytest.fixture
-def mount(scene):
-    """Mount a small file system of its own as the products' folder; only root can."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("mounts Linux's tmpfs")
-    mounted = []
-
-    def mount(options: str):
-        again = ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options]
-        tried = subprocess.run(["mount", *again, "tmpfs", scene.products], stderr=subprocess.PIPE)
-        if tried.returncode:
-            pytest.skip(f"cannot mount a file system: {tried.stderr.decode()}")
-        mounted.append(options)
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", "--lazy", scene.products], check=True)
-
-
-def test_a_full_disk_is_said_before_the_download(scene, mount):
-    mount(f"size={2 * ALL // 4096 * 4096}")
-    (scene.products / "ballast").write_bytes(bytes(ALL // 2))
-    require_line(scene.download(ends=1), "disk space", "products")
-    assert sum(map(scene.sent, scene.bodies)) == ALL  # one fits, two do not, and for these nothing was sent
-    (scene.products / "ballast").unlink()
-    mount("size=10m")
-    scene.run_healthy()
-
-
-def test_a_full_disk_is_said_when_the_download_itself_tells_the_length(scene, mount):
-    mount(f"size={ALL // 2 // 4096 * 4096}")
-    scene.hit(for_heads(status(501)), "/maja/")
-    lines = lines_of(scene.download(ends=1))
-    assert len(lines) == 3
-    assert all("disk space" in line for line in lines)
-    assert scene.on_disk() == {}
-    mount("size=10m")
-    scene.run_healthy()
-
-
-def test_no_room_at_all(scene, monkeypatch):
-    usage = shutil.disk_usage(scene.products)
-    with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        require_line(scene.download(ends=1), "disk space")
-    assert sum(map(scene.sent, scene.bodies)) == 0
-    scene.run_healthy()
-
-
-def test_a_part_counts_for_the_room_that_is_needed(scene, mount):
-    """What is on disk already needs no room a second time."""
-    mount(f"size={(3 * ALL // 4096 + 8) * 4096}")
-    (scene.products / f"{VICTIM}.part").write_bytes(BODY[:-100])
-    assert lines_of(scene.download()) == []
-    assert scene.sent() == 100
-    scene.run_healthy()
-
-
-def test_the_disk_is_full_in_the_middle(scene, mount):
-    """A server that tells no lengths: the disk itself has to say it."""
-    mount(f"size={5 * ALL // 2 // 4096 * 4096}")
-    scene.hit(for_heads(status(501)), "/maja/")
-    scene.hit(for_gets(without_length, for_ever=True), "/maja/")
-    require_line(scene.download("-j", 1, ends=1), "No space left on device")
-    whole = {name for name in scene.bodies if (scene.products / name).exists()}
-    assert len(whole) == 2
-    assert all(scene.on_disk()[name] == scene.bodies[name] for name in whole)
-    mount("size=10m")
-    scene.run_healthy()
-
-
-def test_a_read_only_folder(scene, mount):
-    mount("size=10m")
-    mount("ro")
-    require_line(scene.download(ends=1), str(scene.products))
-    assert sum(map(scene.sent, scene.bodies)) == 0
-    mount("rw")
-    scene.run_healthy()
-
-
-@pytest.mark.skipif(
-    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
-)
-def test_a_folder_without_write_permission(scene):
-    scene.products.chmod(0o555)
-    require_line(scene.download(ends=1), str(scene.products))
-    scene.products.chmod(0o755)
-    scene.run_healthy()
-
-
-def test_a_log_in_a_read_only_folder(scene, mount):
-    """Status document and report cannot be kept beside the log."""
-    mount("size=10m")
-    log = scene.products / "ours.log"
-    shutil.copy("ours.log", log)
-    mount("ro")
-    result = scene.run("full_maja_download", "-l", log, "-w", scene.products.parent, status=1)
-    require_line(result, str(log), "ead-only")
-
-
-# ---- what a report may name
-
-
-BASE = "{url}/cgi-bin/mapcache_results/maja/job/"
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        BASE + "..%2fescaped.zip",
-        BASE + "..%2F..%2Fescaped.zip",
-        BASE + "%2e%2e%2fescaped.zip",
-        BASE + "..%5cescaped.zip",
-        BASE + "%2ftmp%2fescaped.zip",
-        BASE + "a%2fb.zip",
-        BASE + "a%5Cb.zip",
-        BASE + "C:escaped.zip",
-        BASE + ".escaped.zip",
-        BASE + "%2eescaped.zip",
-        BASE + "escaped%0a.zip",
-        BASE + "escaped%00.zip",
-        BASE + "escaped%1b[31m.zip",
-        BASE + "escaped%e2%80%ae.zip",
-        BASE + "escaped%7f.zip",
-        BASE + "..",
-        BASE + "%2e%2e",
-        BASE + ".",
-        BASE,
-        BASE + "x" * 300 + ".zip",
-        BASE + "x" * 249 + ".zip",
-        BASE + "x" * 100_000 + ".zip",
-        "file:///etc/escaped.zip",
-        "ftp://127.0.0.1/escaped.zip",
-        "/etc/escaped.zip",
-        "escaped.zip",
-        "//127.0.0.1/escaped.zip",
-        "http:///escaped.zip",
-        "http://[::1/escaped.zip",
-        "http://127.0.0.1:99999/escaped.zip",
-        "http://127.0.0.1:port/escaped.zip",
-        "javascript:escaped.zip",
-        "",
-        " ",
-        5,
-        1e400,
-        True,
-        {"url": 7},
-        [["escaped.zip"]],
-    ],
-    ids=lambda value: f"{str(value).replace(BASE, '')[:40]} of {len(str(value))}",
-)
-def test_a_hostile_result_is_refused_and_the_others_come(result, scene):
-    hostile = result.format(url=scene.peps.url) if isinstance(result, str) else result
-    scene.jobs[0].results.insert(1, hostile)
-    scene.hit(lambda handler: "/ours/" not in handler.record.path and zip_answer(BODY)(handler), "zip")
-    before = scene.beside()
-    lines = lines_of(scene.download(ends=1))
-    assert len(lines) == 1, lines
-    assert len(lines[0]) < 1000
-    assert lines[0].isprintable()
-    assert scene.on_disk() == scene.bodies
-    assert scene.beside() - before == {"ours.stat", "ours.json"}
-
-
-def test_a_refused_result_is_looked_at_again_when_the_service_has_mended_it(scene):
-    mended = list(scene.jobs[0].results)
-    scene.jobs[0].results.append("file:///etc/escaped.zip")
-    scene.download(ends=1)
-    scene.jobs[0].results[:] = mended
-    scene.run_healthy()
-
-
-@pytest.mark.parametrize(
-    ("results", "ends"),
-    [(None, 0), ({}, 0), ([], 0), ([None, None], 0), ("none", 1), (7, 1), (True, 1)],
-    ids=lambda value: repr(value),
-)
-def test_results_that_are_no_list_of_addresses(results, ends, scene):
-    scene.jobs[0].results = results
-    require_line(scene.download(ends=ends), "ours.log")
-    assert scene.on_disk() == {}
+def test_lengths_are_asked_in_vain_once(run, make_job, monkeypatch):
+    monkeypatch.setattr(full_maja_download, "LENGTH_PATIENCE_S", 0.2)
+    job = make_job(count=8)
+    job.hit(for_heads(stall(None)), "/maja/")
+    run("full_maja_download", *job.argv, "-j", 2)
+    assert len(job.peps.requests("/maja/", "HEAD")) <= 2
 
 
 # ---- hostile documents
@@ -855,8 +565,8 @@ DOCUMENTS = {
     "status document with a DTD in UTF-16": Document(".xml", send(DTD.encode("utf-16")), (1,), "DTD"),
     "status document too large": Document(".xml", send(b"<x>" + TOO_MUCH), (1,), "larger"),
     "status document without length, too large": Document(".xml", head_and(b"<x>" + TOO_MUCH), (1,), "larger"),
-    "status document too large when unpacked": Document(".xml", PACKED, (1,), "larger"),
-    "status document cut off": Document(".xml", send(WPS.format("", "<ProcessSucceeded/>", "")[:-20])),
+    "status document too large when unpacked": Document(".xml", PACKED, (75,), "no "),
+    "status document cut off": Document(".xml", send(answer("http://127.0.0.1/a.xml", "<ProcessSucceeded/>")[:-20])),
     "status document is a page": Document(".xml", send("<html><body>Maintenance</body></html>")),
     "status document is empty": Document(".xml", send("")),
     "status document is JSON": Document(".xml", send('{"a": 1}')),
@@ -867,40 +577,92 @@ DOCUMENTS = {
     "status document in no known encoding": Document(".xml", send('<?xml version="1.0" encoding="klingon"?><x/>')),
     "status document nested too deep": Document(".xml", send("<a>" * 20_000 + "</a>" * 20_000)),
     "status document names a file as its report": Document(
-        ".xml", send(WPS.format("", "<ProcessSucceeded/>", REPORT_AT.format("file:///etc/hostname"))), (1,), "refused"
+        ".xml", send(answer("x", "<ProcessSucceeded/>", "file:///etc/hostname")), (1,), "refused"
     ),
-    "status document is gone": Document(".xml", status(404), (1,), "order again"),
+    "status document is gone": Document(".xml", status(404), (1,), "order it again"),
     "status document is out of order": Document(".xml", status(503), (75,), "503"),
     "status document is cut for ever": Document(".xml", cut(100), (75,), "127.0.0.1"),
     "status document is forbidden": Document(".xml", status(403), (1,), "403"),
-    "report too large": Document("/report.json", send(b'{"a": 1}' + TOO_MUCH), (1,), "larger"),
-    "report too large when unpacked": Document("/report.json", PACKED, (1,), "larger"),
-    "report nested too deep": Document("/report.json", send("[" * DEEP + "]" * DEEP)),
-    "report nested deep": Document("/report.json", send('{"a":' * 900 + "1" + "}" * 900)),
-    "report cut off": Document("/report.json", send('{"USER_INFO": {"job_status": "FIN')),
-    "report is a list": Document("/report.json", send("[1, 2]")),
-    "report is a number": Document("/report.json", send("1" * 5000)),
-    "report is a page": Document("/report.json", send(PAGE)),
-    "report is empty": Document("/report.json", send("")),
-    "report is no text": Document("/report.json", send(b'{"a": "\xff\xfe\x80"}')),
-    "report with a strange state": Document(
-        "/report.json", send(r'{"USER_INFO": {"job_status": "\u001b[31mEATEN\n"}}'), (75,), "EATEN"
+    "report too large": Document("/r.json", send(b'{"a": 1}' + TOO_MUCH), (1,), "larger"),
+    "report too large when unpacked": Document("/r.json", PACKED, (75,), "no "),
+    "report nested too deep": Document("/r.json", send("[" * DEEP + "]" * DEEP)),
+    "status document of a million elements": Document(".xml", send("<a>" + "<a/>" * 10**6 + "</a>")),
+    "status document of a million attributes": Document(
+        ".xml", send("<a " + " ".join(f'a{n}=""' for n in range(400_000)) + "/>")
     ),
-    "report is packed wrongly": Document("/report.json", send("{}", Content_Encoding="gzip")),
-    "report is cut for ever": Document("/report.json", cut(10), (75,), "127.0.0.1"),
+    "report of a million lists": Document("/r.json", send("[" + "[]," * 10**6 + "[]]")),
+    "report of five thousand digits": Document("/r.json", send('{"USER_INFO": {"unprocessed": ' + "9" * 5000 + "}}")),
+    "report of endless results": Document(
+        "/r.json",
+        send(json.dumps(report_of([f"http://a.b/{number}.zip" for number in range(20_000)]))),
+        (1,),
+        "refused",
+    ),
+    "report nested deep": Document("/r.json", send('{"a":' * 900 + "1" + "}" * 900)),
+    "report cut off": Document("/r.json", send('{"USER_INFO": {"job_status": "FIN')),
+    "report is a list": Document("/r.json", send("[1, 2]")),
+    "report is a number": Document("/r.json", send("1" * 5000)),
+    "report is a page": Document("/r.json", send(PAGE)),
+    "report is empty": Document("/r.json", send("")),
+    "report is no text": Document("/r.json", send(b'{"a": "\xff\xfe\x80"}')),
+    "report with a strange state": Document(
+        "/r.json", send(r'{"USER_INFO": {"job_status": "\u001b[31mEATEN\n"}}'), (75,), "EATEN"
+    ),
+    "report is packed wrongly": Document("/r.json", send("{}", Content_Encoding="gzip")),
+    "report is cut for ever": Document("/r.json", cut(10), (75,), "127.0.0.1"),
 }
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in DOCUMENTS.items()])
-def test_a_hostile_document_ends_one_job_alone(row, scene):
-    scene.jobs.append(Job(scene.peps.url, "other", [scene.jobs[0].results.pop()]))
-    scene.mend()
-    scene.hit(row.fault, f"/ours{row.text}")
-    result = scene.download(ends=None)
+@pytest.mark.parametrize("row", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_a_hostile_document_ends_one_job_alone(row, run, make_job):
+    job, other = make_job(), make_job("other")
+    other.bodies = {VICTIM: BODY}
+    other.results, job.results, shared = other.results[:1], job.results[1:], job.bodies.pop(VICTIM)
+    assert shared == BODY
+    job.hit(row.fault, f"/31TCJ{row.text}")
+    result = run("full_maja_download", "-l", job.log, other.log, "-w", job.products, status=None)
     assert result.status in row.ends, result
-    about = [line for line in (result.out + result.err).splitlines() if "ours.log: " in line]
+    about = lines_of(result.out + result.err, "31TCJ.log: ")
     assert len(about) == 1, result
     assert row.words in about[0]
     assert about[0].isprintable()
-    assert scene.on_disk() == {OTHERS[1]: scene.bodies[OTHERS[1]]}
-    scene.run_healthy()
+    assert job.on_disk() == other.bodies
+    require_healthy(run, job, other)
+
+
+# ---- what a report may name
+
+
+BASE = "{url}/cgi-bin/mapcache_results/maja/job/"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        BASE + "..%2fescaped.zip", BASE + "%2ftmp%2fescaped.zip", BASE + "escaped%0a.zip",
+        BASE + "x" * 100_000 + ".zip", "file:///etc/escaped.zip", "/etc/escaped.zip",
+        "http://127.0.0.1:99999/escaped.zip", "", 5, 1e400, True, {"url": 7},
+    ],
+    ids=lambda value: f"{str(value).replace(BASE, '')[:30]} of {len(str(value))}",
+)  # fmt: skip
+def test_a_hostile_result_is_refused_and_the_others_come(result, run, make_job, peps):
+    """The table of names is that of the pure function; here are some of each kind."""
+    job = make_job()
+    job.results.insert(1, result.format(url=peps.url) if isinstance(result, str) else result)
+    line = only_line(run("full_maja_download", *job.argv, status=1), "31TCJ.log")
+    assert len(line) < 1000
+    job.require_whole()
+    job.results.pop(1)  # mended by the service
+    require_healthy(run, job)
+
+
+@pytest.mark.parametrize(
+    ("results", "ends"),
+    [(None, 0), ({}, 0), ([], 0), ([None, None], 0), ("none", 1), (7, 1), (True, 1)],
+    ids=lambda value: repr(value),
+)
+def test_results_that_are_no_list_of_addresses(results, ends, run, make_job):
+    job = make_job()
+    job.results = results
+    only_line(run("full_maja_download", *job.argv, status=ends), "31TCJ.log")
+    assert job.on_disk() == {}

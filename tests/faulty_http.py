@@ -1,0 +1,334 @@
+"""The sockets of the local PEPS, and the faults that can be put on them.
+
+A fault is called with the Handler of a request, and returns whether it has answered that request itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import email.utils
+import http.server
+import json
+import os
+import re
+import socket
+import socketserver
+import ssl
+import struct
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+CHUNK_BYTES = 256 * 1024
+# Linger for no time at all: the kernel drops what is unsent and resets the connection.
+LINGER_NOW = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+
+
+# ---- faults
+
+
+def status(code, headers=None, body=b"", content_type="text/html"):
+    """Answer with this instead; a Content-Length among the headers is sent as it is, right or wrong."""
+    return lambda handler: handler.answer(code, {"Content-Type": content_type, **(headers or {})}, body) or True
+
+
+def cut(after):
+    """Close the connection after so many bytes of the normal answer's body; None: before its head."""
+
+    def fault(handler):
+        handler.cut_after = after
+        if after is None:
+            handler.break_off()
+        return after is None
+
+    return fault
+
+
+def reset(after):
+    """The same as `cut`, but the connection is reset."""
+
+    def fault(handler):
+        handler.reset = True
+        return cut(after)(handler)
+
+    return fault
+
+
+def hold(event, after=0):
+    """Send so many bytes of the normal answer's body, wait for the event, go on; None: wait before its head.
+
+    The server sets the event itself when it stops or is reset, so that nothing waits for ever.
+    """
+
+    def fault(handler):
+        if after is None:
+            handler.peps.wait_held(event)
+        else:
+            handler.hold = (event, after)
+        return False
+
+    return fault
+
+
+def stall(after=None):
+    """Send so many bytes of the normal answer, then nothing more, and keep the connection open."""
+    return lambda handler: hold(threading.Event(), after)(handler)
+
+
+def no_range(handler):
+    """Send all, whatever range was asked for."""
+    handler.no_range = True
+    return False
+
+
+def without_length(handler):
+    """Leave out the Content-Length; the body ends where the connection does."""
+    handler.no_length = True
+    return False
+
+
+def raw(content):
+    """Send these bytes instead of an answer, then close the connection."""
+
+    def fault(handler):
+        handler.wfile.write(content)
+        handler.break_off()
+        return True
+
+    return fault
+
+
+def head_and(body: bytes, *lines: str, code: str = "200 OK"):
+    """An answer as it is written here, then the end of the connection."""
+    head = "\r\n".join((f"HTTP/1.1 {code}", "Content-Type: application/zip", *lines))
+    return raw(head.encode() + b"\r\n\r\n" + body)
+
+
+def endless(head: bytes, again: bytes, pause_s: float = 0):
+    """Send a head, then the same bytes for ever, until the client leaves or the server stops."""
+
+    def fault(handler):
+        stop = threading.Event()
+        handler.peps.note_held(stop)
+        with contextlib.suppress(OSError):
+            handler.connection.sendall(head)
+            while not stop.wait(pause_s) if pause_s else not stop.is_set():
+                handler.connection.sendall(again)
+        handler.break_off()
+        return True
+
+    return fault
+
+
+def for_gets(*faults, for_ever: bool = False):
+    """What the GET requests meet, one after the other; then nothing, or the last one for ever. HEAD is spared."""
+    turns = iter(faults)
+    last = faults[-1] if for_ever else None
+
+    def fault(handler):
+        found = next(turns, last) if handler.command == "GET" else None
+        return bool(found and found(handler))
+
+    return fault
+
+
+def for_heads(fault):
+    """The fault for HEAD requests alone."""
+    return lambda handler: handler.command == "HEAD" and fault(handler)
+
+
+def json_error(code: int, text: str, **headers) -> tuple[int, dict, bytes]:
+    """Return an error as the service puts it: status, headers and body."""
+    content = json.dumps({"ErrorCode": code, "ErrorMessage": text}).encode()
+    return code, {"Content-Type": "application/json", **headers}, content
+
+
+# ---- sockets
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The head of a request as it came: `query` undecoded, header names in lower case, `host` as named."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    host: str
+
+    @property
+    def target(self) -> str:
+        """Path and query."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+
+def asked_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the first byte and the end that a Range header asks for, None for all."""
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", header or "")
+    return found and (int(found[1]), min(size, int(found[2]) + 1) if found[2] else size)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """The listening socket, which knows its connections so that they can all be ended at once."""
+
+    request_queue_size = 128
+    allow_reuse_address = True
+
+    def __init__(self, address, peps):
+        self.peps, self.open = peps, {}
+        super().__init__(address, Handler)
+
+    def process_request(self, request, client_address):
+        """Serve a new connection in a thread of its own."""
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )  # fmt: skip
+        self.open[thread] = request
+        thread.start()
+
+    def process_request_thread(self, request, client_address):
+        """Serve a connection to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.open.pop(threading.current_thread(), None)
+
+    def handle_error(self, request, client_address):
+        """Say nothing of broken connections, which are what the tests are about."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, ssl.SSLError)):
+            super().handle_error(request, client_address)
+
+    def drop_connections(self, patience_s: float = 5):
+        """End all connections and wait for their threads."""
+        threads = list(self.open.items())
+        for _, request in threads:
+            with contextlib.suppress(OSError):
+                # The plain socket's method: the TLS one would pull the rug from under the other thread.
+                socket.socket.shutdown(request, socket.SHUT_RDWR)
+        for thread, _ in threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(patience_s)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection. The fields from `cut_after` on are set by faults, for one request."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    @property
+    def peps(self):
+        """The local PEPS this connection belongs to."""
+        return self.server.peps
+
+    def log_message(self, *args):
+        """Be quiet; the journal has it all."""
+
+    def parse_request(self) -> bool:
+        """Read a head, and put it into the journal."""
+        self.cut_after, self.reset, self.hold, self.no_range, self.no_length = None, False, None, False, False
+        if not super().parse_request():
+            return False
+        path, _, query = self.path.partition("?")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        # A client that takes this for its proxy names the whole URL.
+        path = re.sub(r"^https?://[^/]+", "", path)
+        self.record = Request(self.command, path, query, headers, headers.get("host", ""))
+        self.peps.note(self.record)
+        return True
+
+    def do_GET(self):
+        """Answer a request, unless a fault does."""
+        try:
+            if not any(fault(self) for fault in self.peps.faults_for(self.record)):
+                self.peps.route(self)
+        finally:
+            self.peps.note()
+
+    do_HEAD = do_GET
+
+    def answer_file(self, content: bytes | Path):
+        """Answer with a product, or with the part of it that was asked for."""
+        if isinstance(content, Path):
+            size, changed = content.stat().st_size, content.stat().st_mtime
+            etag = f'"{size:x}-{changed}"'
+        else:
+            size, changed, etag = len(content), 1_546_300_800, f'"{len(content):x}-{zlib.adler32(content):x}"'
+        modified = email.utils.formatdate(changed, usegmt=True)
+        headers = {"Content-Type": "application/zip", "ETag": etag, "Last-Modified": modified, "Accept-Ranges": "bytes"}
+        asked = self.record.headers
+        part = asked_range(asked.get("range"), size)
+        if part is None or self.no_range or asked.get("if-range", etag) not in (etag, modified):
+            self.answer(200, headers, content, (0, size))
+        elif part[0] >= part[1]:
+            self.answer(416, {"Content-Range": f"bytes */{size}"})
+        else:
+            headers["Content-Range"] = f"bytes {part[0]}-{part[1] - 1}/{size}"
+            self.answer(206, headers, content, part)
+
+    def answer(self, code, headers=None, body: bytes | Path = b"", part=None):
+        """Send an answer. All go through here, so that a fault can hit each of them.
+
+        Parameters
+        ----------
+        code : HTTP status.
+        headers : a dict; a Content-Length in it replaces the right one.
+        body : bytes, or a file.
+        part : first byte and end of what is sent of it.
+        """
+        start, stop = part or (0, len(body))
+        head = self.make_head(code, headers or {}, stop - start)
+        size = 0 if self.command == "HEAD" else stop - start
+        end = start + (size if self.cut_after is None else min(size, self.cut_after))
+        held = min(end, start + self.hold[1]) if self.hold else end
+        first = body[start:held] if isinstance(body, bytes) and held - start <= CHUNK_BYTES else b""
+        self.connection.sendall(head + first)  # a small body in the same packet
+        self.count(len(first))
+        self.pump(body, start + len(first), held)
+        if self.hold:
+            self.peps.wait_held(self.hold[0])
+            self.pump(body, held, end)
+        if self.cut_after is not None:
+            self.break_off()
+
+    def make_head(self, code, headers, length) -> bytes:
+        """Return status line and header lines."""
+        lines = {"Date": self.date_time_string(), "Content-Length": length, **headers}
+        if self.no_length:
+            del lines["Content-Length"]
+            self.close_connection = True
+        if self.close_connection:
+            lines["Connection"] = "close"
+        # A client that waits for more than there is must not wait for ever.
+        if str(lines.get("Content-Length")) != str(length):
+            self.close_connection = True
+        phrase = self.responses.get(code, ("Unknown",))[0]
+        text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        return f"HTTP/1.1 {code} {phrase}\r\n{text}\r\n".encode("latin-1")
+
+    def pump(self, body, start, end):
+        """Send bytes `start` to `end` (not included) of a body, in pieces that are counted as they leave."""
+        with body.open("rb") if isinstance(body, Path) else contextlib.nullcontext() as file:
+            while start < end:
+                if file:
+                    file.seek(start)
+                piece = file.read(min(CHUNK_BYTES, end - start)) if file else memoryview(body)[start:end][:CHUNK_BYTES]
+                sent = self.connection.send(piece)
+                self.count(sent)
+                start += sent
+
+    def count(self, size):
+        """Add to the body bytes sent for this path."""
+        if self.command == "GET":
+            self.peps.count_sent(self.record.path, size)
+
+    def break_off(self):
+        """Close the connection, with a reset if that is asked for."""
+        self.close_connection = True
+        if self.reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOW)
+            # Closed here and by hand, as the server would first end it in good order.
+            self.rfile.close()
+            self.connection.close()

@@ -1,0 +1,438 @@
+"""What stands in the products' folder, and what the disk makes of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from faulty_http import cut, for_gets, for_heads, hold, status, without_length
+from local_peps import make_product
+from stories import lines_of, names_in, only_line, wait_until
+
+import peps_common
+from full_maja_download import zip_problem
+
+SIZE = 100_000
+HELD = 30_000
+
+
+def flipped(body: bytes, at: int = HELD // 2) -> bytes:
+    """The product with one bit turned over in its first image: the directory is fine, a CRC is not."""
+    return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+
+
+@pytest.fixture
+def job(make_job):
+    return make_job()
+
+
+@pytest.fixture
+def victim(job) -> Path:
+    """The path of the first product."""
+    return job.products / next(iter(job.bodies))
+
+
+def download(run, job, *options: object, status: int | None = 0):
+    return run("full_maja_download", *job.argv, *options, status=status)
+
+
+# ---- products on disk
+
+
+def test_a_whole_product_on_disk_is_left_alone(run, job, victim):
+    victim.write_bytes(job.bodies[victim.name])
+    before = victim.stat()
+    download(run, job)
+    assert (job.sent(victim.name), victim.stat()) == (0, before)
+    job.require_whole()
+
+
+BODY = make_product("x", SIZE)
+BROKEN = {
+    "half": BODY[: SIZE // 2],
+    "last byte missing": BODY[:-1],
+    "bytes missing in the middle": BODY[:HELD] + BODY[HELD + 10_000 :],
+    "bytes before the first member": b"PK\3\4" + BODY,
+    "no member": b"PK\5\6" + bytes(18),
+    "empty": b"",
+    "page": b"<!DOCTYPE html><html></html>",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_product_on_disk_is_replaced(content, run, job, victim):
+    """The directory must fit the file, with the first member at its beginning and nothing missing between."""
+    victim.write_bytes(content)
+    assert zip_problem(victim)
+    download(run, job)
+    job.require_whole()
+
+
+def test_a_whole_zip_of_any_kind_is_whole(tmp_path):
+    """Comments, 64-bit fields, streamed members and any method of packing."""
+    for number, packing in enumerate((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)):
+        path = tmp_path / f"{number}.zip"
+        with open(path, "wb") as file, zipfile.ZipFile(file, "w", packing) as archive:
+            archive.comment = b"made by MAJA"
+            with archive.open("image.tif", "w", force_zip64=True) as member:
+                member.write(bytes(10_000))
+            archive.writestr("b", b"")
+        assert zip_problem(path) is None
+        assert zip_problem(path, every_byte=True) is None
+
+
+@pytest.mark.parametrize("finished_before", [False, True], ids=["in the first run", "when all was there"])
+def test_check_finds_a_flipped_bit(finished_before, run, job, victim):
+    """It says what it read, what was damaged, and what became of that."""
+    if finished_before:
+        download(run, job)
+    victim.write_bytes(flipped(job.bodies[victim.name]))
+    download(run, job)
+    assert victim.read_bytes() == flipped(job.bodies[victim.name])
+    assert "--check: 3 read, 1 damaged, fetched again" in download(run, job, "--check").out
+    job.require_whole()
+
+
+def test_a_broken_product_stays_until_its_successor_is_whole(run, job, victim):
+    """The old file may be all that there is: it goes when the new one has come."""
+    broken = flipped(job.bodies[victim.name])
+    victim.write_bytes(broken)
+    job.hit(for_gets(cut(HELD), cut(None), for_ever=True))
+    result = download(run, job, "--check", status=75)
+    only_line(result, victim.name)
+    assert "1 read, 1 damaged, 0 of them fetched again" in result.out
+    assert victim.read_bytes() == broken
+    job.mend()
+    download(run, job, "--check")
+    job.require_whole()
+
+
+def make_pipe(path: Path):
+    os.mkfifo(path)
+
+
+def make_link(path: Path):
+    path.symlink_to(Path("precious").absolute())
+
+
+def make_loop(path: Path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "suffix"),
+    [(Path.mkdir, ""), (Path.mkdir, ".part"), (make_pipe, ""), (make_pipe, ".part"), (make_link, ".part"),
+     (make_loop, ""), (make_loop, ".part")],
+    ids=["folder", "folder as .part", "pipe", "pipe as .part", "link as .part", "loop", "loop as .part"],
+)  # fmt: skip
+def test_what_is_no_plain_file_fails_that_product_alone(make, suffix, run, job, victim):
+    """It is neither waited for nor written through nor removed."""
+    Path("precious").write_bytes(b"precious")
+    odd = victim.with_name(victim.name + suffix)
+    make(odd)
+    only_line(download(run, job, status=1), victim.name)
+    assert {name for name in job.bodies if (job.products / name).is_file()} == set(job.bodies) - {victim.name}
+    assert not odd.is_file() or odd.is_symlink()
+    assert Path("precious").read_bytes() == b"precious"
+    Path("precious").unlink()
+    odd.rmdir() if odd.is_dir() else odd.unlink()
+    download(run, job)
+    job.require_whole()
+
+
+def test_a_finished_product_may_be_taken_away_at_once(run, job, monkeypatch):
+    """A watcher moves each zip away as soon as it has its name: the run does not mind."""
+    taken, finish = Path("taken"), peps_common.finish
+    taken.mkdir()
+
+    def finish_and_lose(file, path):
+        finish(file, path)
+        if path.parent == job.products:
+            os.replace(path, taken / path.name)
+
+    monkeypatch.setattr(peps_common, "finish", finish_and_lose)
+    result = download(run, job)
+    assert (result.err, "3 products downloaded (" in result.out) == ("", True)
+    assert names_in(taken) == set(job.bodies)
+
+
+# ---- results that are no zip
+
+
+def test_results_that_are_no_zip_are_fetched_too(run, job, peps):
+    """Checked by their length; what has such a name already is never replaced."""
+    extra = {
+        "quicklook.tgz": b"\x1f\x8b" + bytes(500),
+        "quality.json": b'{"a": 1}',
+        "peps.txt": b"evil",
+        "page.html": b"<html>",
+    }
+    peps.products.update(extra)
+    job.results += [f"{peps.url}/cgi-bin/mapcache_results/maja/31TCJ/{name}" for name in extra]
+    (job.products / "peps.txt").write_bytes(b"mine")
+    for _ in range(2):
+        assert download(run, job).err == ""
+        assert job.on_disk() == {**job.bodies, **extra, "peps.txt": b"mine"}
+    assert job.sent("quality.json") == len(extra["quality.json"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends"),
+    [
+        (cut(5), 0),
+        (status(200, body=b"<!DOCTYPE html>"), 1),
+        (status(200, body=b""), 1),
+        (status(200, body=b'{"ErrorCode": 400}'), 1),
+    ],
+    ids=["cut", "page", "empty", "error"],
+)
+def test_results_that_are_no_zip_and_do_not_come(fault, ends, run, job, peps):
+    peps.products["quality.tgz"] = bytes(1000)
+    job.results.append(f"{peps.url}/cgi-bin/mapcache_results/maja/31TCJ/quality.tgz")
+    job.hit(for_gets(fault, for_ever=bool(ends)), "quality.tgz")
+    result = download(run, job, status=ends)
+    assert (job.products / "quality.tgz").exists() == (not ends)
+    assert not ends or only_line(result, "quality.tgz")
+
+
+def test_two_results_of_one_name(run, job, peps):
+    """The second is refused; the same address twice is one result."""
+    first = job.results[0]
+    job.results += [first, first.replace("/31TCJ/", "/elsewhere/")]
+    result = download(run, job, status=1)
+    only_line(result, "refused", "/elsewhere/", "another result has that name")
+    assert job.on_disk() == job.bodies
+    assert "3 products downloaded" in result.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("dead", [0, 1], ids=["the first's address is dead", "the second's is"])
+def test_two_jobs_that_name_one_product(run, make_job, peps, dead):
+    """Once, by the first one's address, and a failure names that job."""
+    jobs = [make_job("a"), make_job("b")]
+    jobs[dead].hit(for_gets(status(404), for_ever=True), f"/maja/{'ab'[dead]}/")
+    result = run("full_maja_download", "-l", "a.log", "b.log", "-w", "products", status=1 if dead == 0 else 0)
+    assert len(lines_of(result.err, "a.log: ")) == (3 if dead == 0 else 0)
+    assert "b.log" not in result.err
+    assert peps.requests("/maja/b/", "GET") == []
+    assert jobs[0].on_disk() == ({} if dead == 0 else jobs[0].bodies)
+
+
+# ---- the disk
+
+
+@pytest.fixture
+def mount(job):
+    """Mount a small file system of its own as the products' folder; only root can."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("mounts Linux's tmpfs")
+    mounted = []
+
+    def mount(options: str):
+        again = ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options]
+        tried = subprocess.run(["mount", *again, "tmpfs", job.products], stderr=subprocess.PIPE)
+        if tried.returncode:
+            pytest.skip(f"cannot mount a file system: {tried.stderr.decode()}")
+        mounted.append(options)
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "--lazy", job.products], check=True)
+
+
+def test_a_full_disk_is_said_before_the_download(run, job, mount):
+    mount(f"size={2 * SIZE // 4096 * 4096}")
+    (job.products / "ballast").write_bytes(bytes(SIZE // 2))
+    only_line(download(run, job, status=1), "2 products", "not enough disk space", "products", "more to come")
+    assert sum(map(job.sent, job.bodies)) == len(next(iter(job.bodies.values())))  # one fits, and is there
+    (job.products / "ballast").unlink()
+    mount("size=10m")
+    download(run, job)
+    job.require_whole()
+
+
+def test_a_full_disk_is_said_when_the_download_itself_tells_the_length(run, job, mount):
+    mount(f"size={SIZE // 2 // 4096 * 4096}")
+    job.hit(for_heads(status(501)), "/maja/")
+    only_line(download(run, job, status=1), "3 products", "not enough disk space")
+    assert job.on_disk() == {}
+
+
+def test_the_disk_is_full_in_the_middle(run, job, mount):
+    """A server that tells no lengths: the disk itself has to say it."""
+    mount(f"size={5 * SIZE // 2 // 4096 * 4096}")
+    job.hit(for_heads(status(501)), "/maja/")
+    job.hit(for_gets(without_length, for_ever=True), "/maja/")
+    only_line(download(run, job, "-j", 1, status=1), "No space left on device")
+    assert len([name for name in job.bodies if (job.products / name).exists()]) == 2
+    mount("size=10m")
+    job.mend()
+    download(run, job)
+    job.require_whole()
+
+
+def test_a_part_counts_for_the_room_that_is_needed(run, job, victim, mount):
+    """What is on disk already needs no room a second time."""
+    mount(f"size={(3 * len(job.bodies[victim.name]) // 4096 + 8) * 4096}")
+    job.part(victim.name).write_bytes(job.bodies[victim.name][:-100])
+    assert download(run, job).err == ""
+    assert job.sent(victim.name) == 100
+
+
+def test_a_read_only_folder(run, job, mount):
+    """Products, and a log whose documents cannot be kept beside it."""
+    mount("size=10m")
+    log = job.products / "ours.log"
+    shutil.copy(job.log, log)
+    mount("ro")
+    only_line(download(run, job, status=1), "3 products", str(job.products))
+    assert sum(map(job.sent, job.bodies)) == 0
+    only_line(run("full_maja_download", "-l", log, status=1), str(log), "ead-only")
+
+
+def test_a_disk_that_tells_no_size(run, job, monkeypatch):
+    """statvfs that says 0 of 0 is not a full disk."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    download(run, job)
+    job.require_whole()
+
+
+@pytest.mark.parametrize("refused", ["posix_fadvise", "fsync", "open"])
+def test_courtesies_to_the_disk_fail_nothing(run, make_job, monkeypatch, refused):
+    """An early flush and a folder's fsync that the system refuses, and a folder that may be written but not read."""
+    real = getattr(os, refused, None)
+
+    def refuse(file, *args, **options):
+        if refused == "posix_fadvise" or stat.S_ISDIR(os.stat(file).st_mode if os.path.exists(file) else 0):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(file, *args, **options)
+
+    monkeypatch.setattr("full_maja_download.FLUSH_BYTES", 10_000)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, refused, refuse, raising=False)
+        run("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", "-l", "new.log")
+        os.unlink("new.log")
+        job = make_job()
+        download(run, job)
+    job.require_whole()
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "ENOTSUP"])
+def test_a_file_system_without_locks(run, job, number, monkeypatch):
+    """It works, with one warning."""
+    fcntl = pytest.importorskip("fcntl")
+    code = getattr(errno, number)
+    monkeypatch.setattr(fcntl, "flock", lambda *args: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
+    lines = download(run, job).err.splitlines()
+    assert [("warning" in line, "without locks" in line) for line in lines] == [(True, True)] * 2  # of log and products
+    job.require_whole()
+    run("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", "-l", "new.log")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission(run, job):
+    job.products.chmod(0o555)
+    only_line(download(run, job, status=1), str(job.products))
+    job.products.chmod(0o755)
+
+
+# ---- several runs at once
+
+
+def test_two_runs_share_the_work(make_job, launch):
+    """The second run leaves alone what the first is at, says so in one line, and brings the rest."""
+    job, release = make_job(count=6), threading.Event()
+    held = list(job.bodies)[:3]
+    for name in held:
+        job.hit(for_gets(hold(release, HELD)), name)
+    first = launch("full_maja_download", *job.argv, "-j", 3)
+    wait_until(lambda: all(job.size_on_disk(name) == HELD for name in held))
+    second = launch("full_maja_download", *job.argv)
+    out, err = second.communicate(timeout=30)
+    assert second.returncode == 75
+    assert len(err.splitlines()) == 1
+    assert "3 products" in err
+    assert "another run" in err
+    assert "3 left for the next run" in out.splitlines()[-1]
+    release.set()
+    assert first.wait(30) == 0
+    job.require_whole()
+    assert sum(map(job.sent, job.bodies)) == sum(map(len, job.bodies.values()))
+
+
+def test_what_another_run_has_brought_by_the_end_is_on_disk(run, make_job, launch):
+    """Both runs end with 0 when everything is there."""
+    job, release = make_job(), threading.Event()
+    first_name, last_name, *_ = job.bodies
+    job.hit(for_gets(hold(release, HELD)), first_name)
+    first = launch("full_maja_download", *job.argv, "-j", 1)
+    wait_until(lambda: job.size_on_disk(first_name) == HELD)
+
+    def release_first(handler):
+        release.set()
+        return first.wait(30) and False
+
+    job.hit(for_gets(release_first), last_name)
+    result = run("full_maja_download", *job.argv, "-j", 2)
+    assert result.err == ""
+    assert "left" not in result.out
+    job.require_whole()
+
+
+def test_six_runs_at_once_send_no_byte_twice(make_job, launch, run):
+    job, all_there = make_job(count=12), threading.Event()
+    job.hit(for_gets(hold(all_there, 1000), *[lambda handler: False] * 500), "/maja/")
+    processes = [launch("full_maja_download", *job.argv, "-j", 2) for _ in range(6)]
+    job.peps.wait_for(lambda: len(job.peps.requests("/r.json")) >= 6, 60)
+    all_there.set()
+    ends = [process.communicate(timeout=60) for process in processes]
+    assert {process.returncode for process in processes} <= {0, 75}, ends
+    assert not any("Traceback" in err for _, err in ends), ends
+    run("full_maja_download", *job.argv)
+    job.require_whole()
+    assert {name: job.sent(name) for name in job.bodies} == {name: len(body) for name, body in job.bodies.items()}
+
+
+def test_documents_held_by_a_stopped_run(run, job, monkeypatch):
+    """X.json.part is waited for ten seconds at most, and then left to the other run."""
+    fcntl = pytest.importorskip("fcntl")
+    waits = []
+    monkeypatch.setattr(peps_common.time, "sleep", lambda seconds: waits.append(seconds))
+    clock = iter(range(10**6))
+    monkeypatch.setattr(peps_common.time, "monotonic", lambda: next(clock) / 10)
+    with open("31TCJ.json.part", "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        only_line(download(run, job, status=75), "31TCJ.json", "another run", "later")
+    assert 10 < len(waits) < 200
+
+
+# ---- the system's limits
+
+
+def test_no_more_threads(finish, make_job):
+    """-j 400 where the system grants fewer: those that run do the work; where none does, one line says so."""
+    resource = pytest.importorskip("resource")
+    job = make_job(count=120, size=2000)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (400 * 2**20, 400 * 2**20))  # noqa: E731
+    result = finish("full_maja_download", *job.argv, "-j", 400, preexec_fn=limit, status=None)
+    assert result.status in (0, 1)
+    assert len(result.err.splitlines()) == (result.status == 1), result
+    finish("full_maja_download", *job.argv)
+    job.require_whole()
+
+
+def test_no_thread_at_all(run, job, monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("can't start")))
+    only_line(run("full_maja_download", *job.argv, status=1), "no thread can be started")
+
+
+def test_no_more_memory(run, job, monkeypatch):
+    monkeypatch.setattr(peps_common, "parse_wps", lambda *args, **more: (_ for _ in ()).throw(MemoryError))
+    only_line(run("full_maja_download", *job.argv, status=1), "memory")

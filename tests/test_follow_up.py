@@ -1,0 +1,725 @@
+"""How jobs stand: what is asked, what is said of it, what is kept beside the log, and what that spares."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from faulty_http import cut, hold, reset, status
+from local_peps import OUTPUTS, WPS, acquisitions, feature, make_product
+from stories import (
+    SHORT,
+    answer,
+    closed_port,
+    failed,
+    json_document,
+    lines_of,
+    names_in,
+    only_line,
+    report_of,
+    xml,
+)  # fmt: skip
+
+import peps_common
+
+REFRESH = "identifier=PROCESSING_STATUS"
+EXPECTED = acquisitions("31TCJ", "2017-07-01", "2017-09-01")
+CLEAR = {seen.l2a for seen in EXPECTED if not seen.cloudy}
+NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
+SINGLES = [seen for seen in acquisitions("31TCJ", "2017-11-01", "2017-12-01") if not seen.cloudy]
+
+
+def order(run, log: object = "31TCJ.log", tile: str = "31TCJ", *more: object):
+    """Order two months of a tile."""
+    return run("full_maja_process", "-t", tile, *SHORT, "-l", log, *more)
+
+
+def follow(run, *logs: object, status: int | None = 0, more=()):
+    """Follow up jobs."""
+    return run("full_maja_download", "-l", *(logs or ("31TCJ.log",)), *more, status=status)
+
+
+def order_singles(run, peps, *seen):
+    peps.catalogue = [feature(one) for one in seen]
+    run("peps_maja_process", "-t", "31TCJ", *NOVEMBER)
+
+
+def follow_singles(run, *more: object, status: int = 0):
+    return run("peps_maja_download", "-p", "list.txt", *more, status=status)
+
+
+def zips(folder: Path | str = ".") -> set[str]:
+    """The names of the products in a folder, and of whatever is left of their downloads."""
+    return {name for name in names_in(folder) if ".zip" in name}
+
+
+def last(result) -> str:
+    return result.out.splitlines()[-1]
+
+
+def counts(line: str) -> dict[str, int]:
+    """The counts of a last line, as a script may read them."""
+    found = re.findall(r"(\d+) (?:jobs? |products? )?([a-z][a-z ]*?)(?= \(|,|\.|$)", line)
+    return {words: int(number) for number, words in found}
+
+
+# ---- the documented lines
+
+
+@pytest.mark.parametrize(("more", "where"), [("", "."), (" -w {folder}/31TCJ", "31TCJ")], ids=["here", "elsewhere"])
+def test_documented_download_works_as_written(run, finish, peps, folder, more, where):
+    """A documented line, run as a process, brings every product byte for byte."""
+    order(run, "31TCJ_20170101.log")
+    peps.advance(hours=100)
+    line = f"full_maja_download.py -a peps.txt -l 31TCJ_20170101.log{more}".format(folder=folder)
+    assert finish(*shlex.split(line.replace(".py", "", 1))).err == ""
+    assert {name: Path(where, name).read_bytes() for name in zips(where)} == {n: make_product(n, 3000) for n in CLEAR}
+
+
+def test_documented_single_download_works_as_written(run, finish, peps, folder):
+    """The products come to the folder of -w, while the logs stay where the order wrote them."""
+    run(*shlex.split(
+        "peps_maja_process 2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51 -p prod_list_toulouse.txt"
+    ))  # fmt: skip
+    peps.advance(hours=3)
+    result = finish("peps_maja_download", "-p", "prod_list_toulouse.txt", "-a", "peps.txt", "-w", folder / "PEPS_MAJA")
+    seen = acquisitions("31TCJ", "2017-11-01", "2017-12-01", 51)
+    assert zips("PEPS_MAJA") == {one.l2a for one in seen if not one.cloudy}
+    assert counts(last(result))["too cloudy"] == sum(one.cloudy for one in seen)
+
+
+# ---- the states
+
+
+STATES = {
+    "waiting": ({"minutes": 0}, None, 75, "out", "waiting"),
+    "running": ({"minutes": 70}, None, 75, "out", "running"),
+    "finished": ({"hours": 100}, None, 0, "out", "finished"),
+    "failed": ({"hours": 100}, ("ERROR", "no DTM for 31TCJ"), 1, "err", "no DTM for 31TCJ"),
+    "canceled": ({"hours": 100}, ("CANCELED", "by the operator"), 1, "err", "by the operator"),
+    "failed in the WPS": ({"hours": 100}, ("ProcessFailed", "bad input"), 1, "err", "bad input"),
+    "unknown word": ({"hours": 100}, ("SUSPENDED", ""), 75, "out", "SUSPENDED"),
+}
+
+
+def test_each_state_has_its_message_and_status(run, peps):
+    """How a job stands is said in words of its own, errors on stderr, in the exit status and in the last line."""
+    told = set()
+    for number, (clock, end, expected, stream, words) in enumerate(STATES.values()):
+        peps.ends["31TCJ"] = end or ("FINISHED", "")
+        order(run, f"{number}.log")
+        peps.advance(**clock)
+        result = follow(run, f"{number}.log", status=expected)
+        line = lines_of(getattr(result, stream), f"{number}.log")[0]
+        assert words in line, result
+        assert re.match(r"1 job (waiting|running|finished|failed|canceled|in an unknown state)\.", last(result))
+        told.add(line.partition(".log")[2])
+    assert len(told) == len(STATES)
+
+
+def test_waiting_and_running_are_explained_once(run, peps):
+    """Why a job waits, and that the percentage is optimistic, stands in one line of a run, not in each."""
+    for number in range(3):
+        order(run, f"{number}.log")
+    logs = ("0.log", "1.log", "2.log")
+    result = follow(run, *logs, status=75)
+    assert len([line for line in result.out.splitlines() if "busy" in line and "ten tiles" in line]) == 1
+    peps.advance(minutes=70)
+    result = follow(run, *logs, status=75)
+    percent = peps.state(next(iter(peps.jobs)))[1]
+    assert [f"running, {percent}%" in line for line in result.out.splitlines()] == [True] * 3 + [False]
+    assert len([line for line in result.out.splitlines() if "optimistic" in line and "25 min" in line]) == 1
+    assert result.out.count("run this again later") == 1
+    assert last(result) == "3 jobs running."
+
+
+@pytest.mark.parametrize("document", [answer("x", failed("no")), b"<html>no</html>", b"", b'{"USER_INFO": 7}'])
+def test_odd_report_is_not_taken_for_finished(run, peps, document):
+    order(run)
+    peps.advance(hours=100)
+    peps.always.append(("report.json", status(200, body=document, content_type="application/json")))
+    follow(run, status=75)
+
+
+STARTED = '<ProcessStarted percentCompleted="42"/>'
+BARE = {
+    "accepted": ("<ProcessAccepted/>", 75, "waiting"),
+    "paused": ("<ProcessPaused/>", 75, "waiting"),
+    "started": (STARTED, 75, "running, 42%"),
+    "started, without a number": ("<ProcessStarted/>", 75, "running"),
+    "a success without a report": ("<ProcessSucceeded/>", 75, "names no report"),
+}
+
+
+@pytest.mark.parametrize(("state", "ends", "words"), BARE.values(), ids=BARE)
+def test_status_document_without_a_report(run, peps, make_job, state, ends, words):
+    """Said as what it is, after PROCESSING_STATUS and one more look; the document is kept in every state."""
+    job = make_job()
+    document = answer(f"{job.base}.xml", state)
+    job.hit(xml(document), f"/{job.identity}.xml")
+    assert f"31TCJ.log: {words}" in follow(run, status=ends).out or words in follow(run, status=ends).out
+    paths = [request.path for request in peps.journal][:3]
+    assert paths == [f"{OUTPUTS}31TCJ.xml", WPS, f"{OUTPUTS}31TCJ.xml"]
+    assert Path("31TCJ.stat").read_bytes() == document
+    assert "waiting" not in words or "names no report" not in follow(run, status=ends).out
+
+
+def test_report_that_is_named_only_after_the_refresh(run, peps, make_job):
+    """A service may add the Reference on PROCESSING_STATUS: it is found in the same run."""
+    job = make_job()
+    asked = lambda: peps.requests(REFRESH)  # noqa: E731
+    bare = xml(answer(f"{job.base}.xml", "<ProcessSucceeded/>"))
+    job.hit(lambda handler: not asked() and bare(handler), f"/{job.identity}.xml")
+    run("full_maja_download", *job.argv)
+    job.require_whole()
+
+
+def test_follow_up_asks_in_the_documented_order(run, peps):
+    """Status document, refresh, report: the report is read after it was brought up to date."""
+    order(run)
+    peps.journal.clear()
+    follow(run, status=75)
+    job_id = next(iter(peps.jobs))
+    assert [request.target for request in peps.journal] == [
+        f"{OUTPUTS}{job_id}.xml",
+        f"{WPS}?request=execute&service=WPS&version=1.0.0&identifier=PROCESSING_STATUS&datainputs=wps_id={job_id}"
+        "&status=false&storeExecuteResponse=false",
+        f"{OUTPUTS}{job_id}/report.json",
+    ]
+
+
+@pytest.mark.parametrize("fault", [status(500), cut(None), hold(threading.Event(), None)], ids=["500", "cut", "stalls"])
+def test_refresh_is_a_wish_and_tried_once(run, peps, make_job, fault, monkeypatch):
+    """A report that stays old is still a report."""
+    monkeypatch.setattr("full_maja_download.WISH_PATIENCE_S", 0.2)
+    job = make_job()
+    job.hit(fault, REFRESH)
+    assert run("full_maja_download", *job.argv).err == ""
+    assert len(peps.requests(REFRESH)) == 1
+    job.require_whole()
+
+
+@pytest.mark.parametrize("code", [404, 410])
+def test_job_that_is_gone_is_seen_twice(run, peps, make_job, code):
+    """One 404 is no reason to order again, two are; the words say how, and --wait goes on meanwhile."""
+    job = make_job()
+    peps.faults.append((f"/{job.identity}.xml", status(code)))
+    run("full_maja_download", *job.argv, "--wait")
+    Path("31TCJ.json").unlink()
+    job.hit(status(code), f"/{job.identity}.xml")
+    only_line(run("full_maja_download", *job.argv, status=1), "31TCJ.log", str(code), "order it again", "--force")
+
+
+def test_report_that_is_not_there_is_no_reason_to_order_again(run, make_job):
+    job = make_job()
+    job.hit(status(404), "/r.json")
+    assert "order" not in only_line(run("full_maja_download", *job.argv, status=75), "later")
+    assert Path("31TCJ.stat").exists()
+
+
+@pytest.mark.parametrize("fault", [cut(None), cut(20), reset(10), status(503), status(429, {"Retry-After": "0"})])
+def test_passing_fault_is_not_noticed(run, peps, make_job, fault):
+    """One broken answer to each kind of document is made good by another try."""
+    job = make_job()
+    peps.faults += [(f"/{job.identity}.xml", fault), ("/r.json", fault)]
+    assert run("full_maja_download", *job.argv).err == ""
+    job.require_whole()
+
+
+def test_log_of_an_older_script_is_followed(run, peps):
+    """A PyWPS 3 answer: the job id is the number after `pywps-`, and the report's place is an xlink:href."""
+    place = f"{peps.url}/old/pywps-154901234567.xml"
+    succeeded = answer(place, "<ProcessSucceeded/>", f"{peps.url}/old/report.json").replace(b" href=", b" xlink:href=")
+    succeeded = succeeded.replace(b"<ExecuteResponse", b'<ExecuteResponse xmlns:xlink="http://www.w3.org/1999/xlink"')
+    Path("old.log").write_bytes(answer(place))
+    peps.always += [
+        ("pywps-154901234567.xml", xml(succeeded)),
+        ("/old/report.json", json_document({"USER_INFO": {"job_status": "STALLED", "process": "37%"}})),
+    ]
+    assert "37%" in follow(run, "old.log", status=75).out
+    assert len(peps.requests(f"{REFRESH}&datainputs=wps_id=154901234567&")) == 1
+
+
+def test_relative_status_location_is_followed_beside_the_server(run, peps):
+    Path("31TCJ.log").write_bytes(answer("/wps/outputs/here.xml"))
+    follow(run, status=1)
+    assert {request.path for request in peps.requests(OUTPUTS)} == {"/wps/outputs/here.xml"}
+
+
+# ---- what is kept beside the log, and what it spares
+
+
+def test_status_document_and_report_stand_beside_the_log(run, peps, folder):
+    """X.stat and X.json are the service's documents byte for byte, and only the suffix differs from the log's name."""
+    (folder / "a.log.d").mkdir()
+    for log, name in (("31TCJ.log", "31TCJ"), ("a.log.d/job", "a.log.d/job")):
+        order(run, log)
+        job_id = list(peps.jobs)[-1]
+        follow(run, log, status=75)
+        assert Path(f"{name}.stat").read_bytes() == peps.output(f"{job_id}.xml")
+        assert Path(f"{name}.json").read_bytes() == peps.output(f"{job_id}/report.json")
+    order_singles(run, peps, SINGLES[0])
+    follow_singles(run, status=75)
+    job_id, name = list(peps.jobs)[-1], SINGLES[0].l1c
+    assert Path(f"update_{name}.txt").read_bytes() == peps.output(f"{job_id}.xml")
+    assert Path(f"{name}.stat").read_bytes() == peps.output(f"{job_id}/report.json")
+    assert [path.name for path in folder.rglob("*.part")] == []
+
+
+@pytest.mark.parametrize("more", [(), ("--server", "http://127.0.0.1:9"), ("-q",), ("--check",)], ids=" ".join)
+def test_finished_job_costs_no_request(run, peps, make_job, more):
+    """When every product is on disk the files alone settle the job, without a service too."""
+    job = make_job()
+    run("full_maja_download", *job.argv)
+    peps.journal.clear()
+    result = run("full_maja_download", *job.argv, *more)
+    assert peps.journal == []
+    assert result.err == ""
+    assert ("finished: 3 products (all on disk)" in result.out) == ("-q" not in more)
+    assert ("3 read, none damaged" in result.out) == ("--check" in more)
+
+
+def test_three_hundred_finished_jobs_cost_no_request(run, peps, folder):
+    (folder / "product.zip").write_bytes(make_product("product.zip", 3000))
+    for number in range(300):
+        document = answer(f"{peps.url}{OUTPUTS}{number}.xml")
+        (folder / f"{number}.log").write_bytes(document)
+        (folder / f"{number}.stat").write_bytes(document)
+        (folder / f"{number}.json").write_text(json.dumps(report_of([f"{peps.url}/product.zip"])))
+    assert counts(last(follow(run, *sorted(folder.glob("*.log"))))) == {"finished": 300, "on disk before": 1}
+    assert peps.journal == []
+
+
+@pytest.mark.parametrize("how", ["renamed", "ordered anew", "ordered anew, and the report is lost"])
+def test_report_speaks_for_its_own_job_alone(run, peps, how):
+    """What the last job left beside the log does not speak for one that took its place."""
+    order(run)
+    peps.advance(hours=100)
+    follow(run)
+    if how == "renamed":
+        order(run, "b.log")
+        os.replace("b.log", "31TCJ.log")
+    else:
+        order(run, "31TCJ.log", "31TCJ", "--force")
+    if "lost" in how:  # its status document is kept nonetheless, and must not vouch for the old report
+        peps.always.append(("report.json", status(404)))
+        follow(run, status=75)
+        assert list(peps.jobs)[-1] in Path("31TCJ.stat").read_text()
+        peps.always.clear()
+    assert "waiting" in follow(run, status=75).out
+
+
+# ---- several jobs in one command
+
+
+@pytest.mark.parametrize(
+    ("logs", "expected"),
+    [
+        (["done.log", "waiting.log"], 75), (["waiting.log", "failed.log", "done.log"], 1), (["done.log", "bad.log"], 2),
+        (["bad.log", "failed.log"], 1), (["waiting.log", "bad.log", "done.log"], 2),
+    ],
+    ids=["75 over 0", "1 over 75", "2 over 0", "1 over 2", "2 over 75"],
+)  # fmt: skip
+def test_several_logs_each_to_its_end(run, peps, logs, expected):
+    """Each job is named with its reason, whatever the others do, and the worst status wins."""
+    peps.ends["30TYP"] = ("ERROR", "tape robot on fire")
+    order(run, "done.log")
+    order(run, "failed.log", "30TYP")
+    peps.advance(hours=100)
+    order(run, "waiting.log", "32TLP")
+    Path("bad.log").write_text("not a log")
+    words = {"done.log": "finished", "failed.log": "robot on fire", "waiting.log": "waiting", "bad.log": "no XML"}
+    result = follow(run, *logs, status=expected)
+    for log in logs:
+        assert any(words[log] in line for line in lines_of(result.out + result.err, log)), result
+    assert zips() == (CLEAR if "done.log" in logs else set())
+
+
+@pytest.mark.parametrize("argv", ["-l a.log b.log", "-l a.log -l b.log", "-l a.log --log=b.log"])
+def test_logs_may_be_named_one_by_one(run, peps, argv):
+    order(run, "a.log")
+    order(run, "b.log")
+    assert last(run("full_maja_download", *argv.split(), status=75)) == "2 jobs waiting."
+
+
+def test_same_log_twice_is_one_job(run, peps):
+    """A shell pattern that meets a log twice asks for it once."""
+    order(run)
+    result = follow(run, "31TCJ.log", "./31TCJ.log", os.path.abspath("31TCJ.log"), status=75)
+    assert len(peps.requests(".xml")) == 1
+    assert last(result) == "1 job waiting."
+
+
+def test_sixty_jobs_are_asked_side_by_side(run, peps, folder, meeting):
+    """Eight jobs are asked at once at least: the first eight answers wait for each other."""
+    gather = meeting(8)
+    for number in range(60):
+        (folder / f"{number}.log").write_bytes(answer(f"{peps.url}{OUTPUTS}{number}.xml"))
+    peps.always += [(".xml", gather), (".xml", xml(answer()))]
+    result = follow(run, *sorted(folder.glob("*.log")), status=75)
+    assert not gather.barrier.broken
+    assert last(result) == "60 jobs waiting."
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends", "words", "most"),
+    [
+        (status(401), 1, ("62 jobs", "refused the account (401)", "peps.txt"), 16),
+        (status(503), 75, ("62 jobs", "answers 503, tried 5 times", "127.0.0.1:", "run this again later"), 5 * 20),
+        (cut(None), 75, ("62 jobs", "gives no answer", "tried 5 times", "run this again later"), 5 * 20),
+    ],
+    ids=["wrong password", "503", "no answer"],
+)
+def test_one_reason_is_one_line(run, peps, folder, fault, ends, words, most):
+    """Whatever stops sixty-two jobs: one line, and no request after the reason is known."""
+    for number in range(62):
+        (folder / f"{number}.log").write_bytes(answer(f"{peps.url}{OUTPUTS}{number}.xml"))
+    peps.always.append(("", fault))
+    result = follow(run, *sorted(folder.glob("*.log")), status=ends)
+    only_line(result, *words)
+    assert len(peps.journal) <= most
+    assert last(result).startswith("62 jobs ")
+
+
+def test_a_slow_job_does_not_hold_up_the_others(run, peps, make_job, monkeypatch):
+    """The patience for one job ends, whatever drips; the other job's products are on disk."""
+    monkeypatch.setattr(peps_common, "PATIENCE_S", 0.5)
+    slow, good = make_job("slow"), make_job("good")
+    slow.hit(lambda handler: hold(threading.Event(), 30)(handler), "/slow.xml")
+    result = run("full_maja_download", "-l", "slow.log", "good.log", "-w", "products", status=75)
+    only_line(result, "slow.log", "no answer")
+    assert good.on_disk() == good.bodies
+
+
+def test_mixed_list_from_trouble_to_rest(run, peps):
+    """Finished, running, canceled and lost: the worst status wins, later all is well, then nothing is asked."""
+    finished, canceled, running, lost = SINGLES[:4]
+    peps.ends[canceled.l1c] = ("CANCELED", "")
+    order_singles(run, peps, finished, canceled)
+    peps.advance(hours=3)
+    order_singles(run, peps, running)
+    peps.advance(minutes=40)
+    with open("list.txt", "a") as file:
+        file.write(f"{lost.l1c}\n\n{finished.l1c}\r\n")
+    result = follow_singles(run, status=1)
+    assert zips() == {finished.l2a}
+    assert f"{peps.state(list(peps.jobs)[-1])[1]}%" in lines_of(result.out, running.l1c)[0]
+    (line,) = lines_of(result.err, canceled.l1c)
+    assert all(word in line for word in ("60°", "SRTM", "|lat|", "peps_maja_process --force"))
+    assert f"{lost.l1c}.log: no such file" in lines_of(result.err, lost.l1c)[0]
+    assert last(result).startswith(
+        "1 job finished, 1 canceled, 1 running, 1 without a usable log. 1 product downloaded ("
+    )
+
+    peps.ends.clear()
+    Path(f"{canceled.l1c}.log").unlink()
+    order_singles(run, peps, finished, canceled, running, lost)
+    assert len(peps.jobs) == 5
+    peps.advance(hours=3)
+    follow_singles(run)
+    assert zips() == {seen.l2a for seen in (finished, canceled, running, lost)}
+    peps.journal.clear()
+    follow_singles(run)
+    assert peps.journal == []
+
+
+@pytest.mark.parametrize(
+    ("minutes", "end", "expected", "words"),
+    [(0, None, 75, "waiting"), (55, None, 75, "%"), (180, None, 0, "finished"), (180, "ERROR", 1, "failed")],
+    ids=["waiting", "running", "finished", "failed"],
+)
+def test_loose_report_is_understood(run, peps, minutes, end, expected, words):
+    """A report without USER_INFO tells the same."""
+    peps.single_report = "loose"
+    if end:
+        peps.ends[SINGLES[0].l1c] = (end, "")
+    order_singles(run, peps, SINGLES[0])
+    peps.advance(minutes=minutes)
+    result = follow_singles(run, status=expected)
+    assert words in lines_of(result.out + result.err, SINGLES[0].l1c)[0]
+    assert zips() == ({SINGLES[0].l2a} if expected == 0 else set())
+
+
+# ---- cloudy, lost and missing
+
+
+def test_cloudy_dates_are_counted_and_named_once(run, peps):
+    """A NOVALD result is named as too cloudy in the run that learns of it; there is no product behind it."""
+    cloudy = [seen.l2a for seen in EXPECTED if seen.cloudy]
+    order(run)
+    peps.advance(hours=100)
+    result = follow(run)
+    assert all(len(lines_of(result.out, name)) == 1 for name in cloudy)
+    again = follow(run)
+    assert counts(last(result))["too cloudy"] == counts(last(again))["too cloudy"] == len(cloudy) > 0
+    assert "NOVALD" not in again.out
+    assert peps.requests("NOVALD") == []
+
+
+@pytest.mark.parametrize("form", ["number", "text", "names"])
+def test_lost_dates_are_a_warning(run, peps, form):
+    """Counted, listed as far as they are named, no reason to run again, and said in the run that learns it."""
+    lost = EXPECTED[3:5]
+    peps.unprocessed_as, peps.lost = form, {seen.l1c for seen in lost}
+    order(run)
+    peps.advance(hours=100)
+    result = follow(run, more=("-q",))
+    line = only_line(result, "warning", "31TCJ.log", "2 dates lost", "31TCJ.json")
+    assert all((seen.l1c in line) == (form == "names") for seen in lost)
+    assert ("--json" in line) == (form != "names")
+    assert counts(last(result))["dates lost"] == 2
+    assert follow(run, more=("-q",)) == (0, "", "")
+    assert "2 dates lost" in follow(run).out.splitlines()[0]
+
+
+def named_in(text: str, seen) -> bool:
+    """Whether a line names an acquisition by platform, date and tile."""
+    day = f"{seen.day[:4]}-{seen.day[4:6]}-{seen.day[6:]}"
+    return any(seen.l1c[:3] in line and day in line and seen.tile in line for line in text.splitlines())
+
+
+def test_missing_acquisitions_are_exactly_the_lost_ones(run, peps):
+    """Comparing the catalogue's list with the results names what was lost, and adds nothing to its number."""
+    lost = [seen for seen in EXPECTED if not seen.cloudy][::4]
+    peps.lost = {seen.l1c for seen in lost}
+    shown = order(run, "31TCJ.log", "31TCJ", "--json", "list.json").out
+    assert f"{len({seen.day for seen in EXPECTED})} dates" in shown
+    waiting = follow(run, status=75, more=("--json", "list.json"))
+    assert not any(named_in(waiting.err, seen) for seen in EXPECTED)
+    peps.advance(hours=100)
+    result = follow(run, more=("--json", "list.json"))
+    assert [seen.l1c for seen in EXPECTED if named_in(result.err, seen)] == [seen.l1c for seen in lost]
+    assert counts(last(result))["dates lost"] == len(lost)
+
+
+def test_a_list_for_one_job_leaves_the_count_of_another(run, peps):
+    """What --json names for one tile is not taken off what the service says of the other."""
+    other = acquisitions("32TLP", "2017-07-01", "2017-09-01")
+    peps.lost = {EXPECTED[0].l1c, other[0].l1c, other[1].l1c}
+    order(run, "a.log", "31TCJ", "--json", "list.json")
+    order(run, "b.log", "32TLP")
+    peps.advance(hours=100)
+    assert counts(last(follow(run, "a.log", "b.log", more=("--json", "list.json"))))["dates lost"] == 3
+
+
+def test_list_that_cannot_be_compared_is_counted(run, peps):
+    """An old name without a tile drops out, but not in silence."""
+    order(run, "31TCJ.log", "31TCJ", "--json", "list.json")
+    peps.advance(hours=100)
+    listed = json.loads(Path("list.json").read_text())
+    name = "S2A_OPER_PRD_MSIL1C_PDMC_20160712T121910_R051_V20160712T105032_20160712T105032"
+    listed["features"].append({"properties": {"productIdentifier": name, "mgrs": None}})
+    Path("list.json").write_text(json.dumps(listed))
+    only_line(follow(run, more=("--json", "list.json")), "warning", "1 product of the list cannot be compared")
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]"], ids=["missing", "half", "no collection"])
+def test_bad_list_is_said_before_anything_is_asked(run, peps, text):
+    order(run)
+    peps.journal.clear()
+    if text is not None:
+        Path("list.json").write_text(text)
+    only_line(follow(run, status=2, more=("--json", "list.json")), "list.json")
+    assert peps.journal == []
+
+
+# ---- dry runs
+
+
+def test_dry_run_says_how_things_stand_and_fetches_nothing(run, make_job, peps):
+    """What is on disk, what would be fetched, how much that is; status 75 until all is there."""
+    job = make_job(size=612_000)
+    first, *_ = job.bodies
+    (job.products / first).write_bytes(job.bodies[first])
+    result = run("full_maja_download", *job.argv, "-n", status=75)
+    lines = result.out.splitlines()
+    assert re.match(r"31TCJ\.log: finished: 3 products \(1 on disk, 2 to fetch, 1\.\d MB\)", lines[0])
+    assert [re.fullmatch(r"to fetch: (\S+)  \d{3}\.\d kB", line)[1] for line in lines[1:3]] == list(job.bodies)[1:]
+    assert counts(lines[-1]) == {"finished": 1, "on disk before": 1, "to fetch": 2}
+    assert names_in(job.products) == {first}
+    assert peps.requests("/maja/", "GET") == []
+    run("full_maja_download", *job.argv)
+    run("full_maja_download", *job.argv, "-n")
+
+
+def test_dry_run_makes_no_folder(run, make_job):
+    job = make_job()
+    run("full_maja_download", "-l", job.log, "-w", "new", "-n", status=75)
+    assert not Path("new").exists()
+
+
+# ---- waiting, quiet and loud
+
+
+def test_wait_stays_until_the_job_has_ended(run, peps, monkeypatch):
+    """It lives through waiting, an outage and running; each change is said once, with the time and the next look."""
+    monkeypatch.setattr(peps_common, "TRIES", 2)
+    start = [lambda handler: handler.peps.advance(minutes=70)]
+    finish = [lambda handler: handler.peps.advance(hours=100)]
+    look = [lambda handler: False]
+    steps = iter(look * 3 + [status(503)] * 4 + start + look * 2 + finish)
+    peps.always.append((".xml", lambda handler: bool(next(steps)(handler))))
+    order(run)
+    result = follow(run, more=("--wait", "--interval", "0.001"))
+    clock = r"20\d\d-\d\d-\d\d \d\d:\d\d "
+    states = re.findall(rf"^{clock}31TCJ\.log: (waiting|running, \d+%|finished)(.*)$", result.out, re.MULTILINE)
+    assert [words.partition(",")[0] for words, _ in states] == ["waiting", "running", "finished"]
+    assert [bool(re.search(r"; next look at \d\d:\d\d$", rest)) for _, rest in states] == [True, True, False]
+    line = only_line(result, "503", "31TCJ.log", "next look at")
+    assert re.match(rf"^{clock}full_maja_download\.py: ", line)
+    assert "again later" not in result.out + result.err
+    assert next(steps, None) is None
+    assert zips() == CLEAR
+    assert all(re.match(clock, text) for text in result.out.splitlines())
+
+
+def test_wait_of_a_list(run, peps):
+    steps = itertools.chain([0, 0, 40, 0], itertools.repeat(180))
+    order_singles(run, peps, SINGLES[0])
+    peps.always.append((".xml", lambda handler: handler.peps.advance(minutes=next(steps)) and False))
+    result = follow_singles(run, "--wait", "--interval", "0.001")
+    assert re.findall(r": (waiting|running|finished)", result.out) == ["waiting", "running", "finished"]
+    assert zips() == {SINGLES[0].l2a}
+
+
+def test_wait_downloads_what_finishes_meanwhile(launch, peps, run):
+    """A job's products are on disk before another job has ended."""
+    order(run, "a.log")
+    order(run, "b.log", "32TLP")
+    peps.ends["32TLP"] = ("STALLED", "")
+    peps.advance(hours=100)
+    process = launch("full_maja_download", "-l", "a.log", "b.log", "--wait", "--interval", "0.001")
+    late = list(peps.jobs)[-1]
+    # Two looks after the last product: the first of them may have begun before it.
+    peps.wait_for(lambda: {Path(path).name for path in peps.sent} >= CLEAR)
+    looks = len(peps.requests(f"{late}.xml"))
+    peps.wait_for(lambda: len(peps.requests(f"{late}.xml")) >= looks + 2)
+    assert zips() == CLEAR
+    peps.ends["32TLP"] = ("FINISHED", "")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert "2 jobs finished." in out.splitlines()[-1]
+
+
+def test_wait_for_an_order_that_is_being_placed(launch, peps):
+    """Its log has no job yet, but another run is at work on it: later it has one."""
+    free = threading.Event()
+    peps.always.append(("identifier=FULL_MAJA", hold(free, None)))
+    placing = launch("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log")
+    peps.wait_for(lambda: peps.requests("FULL_MAJA"))
+    process = launch("full_maja_download", "-l", "31TCJ.log", "--wait", "--interval", "0.001")
+    assert "another run" in process.stderr.readline()
+    free.set()
+    assert placing.wait(30) == 0
+    assert "waiting" in process.stdout.readline()
+
+
+def test_quiet_is_silent_unless_there_is_news(run, peps):
+    """With -q a look without news prints nothing, a job's end does, and the next look is silent again."""
+    order(run)
+    for minutes in (0, 70):
+        peps.advance(minutes=minutes)
+        assert follow(run, status=75, more=("-q",))[1:] == ("", "")
+    peps.advance(hours=100)
+    assert "finished" in follow(run, more=("-q",)).out
+    assert follow(run, more=("-q",))[1:] == ("", "")
+    peps.ends["31TCJ"] = ("ERROR", "no DTM for 31TCJ")
+    order(run, "b.log")
+    peps.advance(hours=100)
+    assert "no DTM for 31TCJ" in follow(run, "b.log", status=1, more=("-q",)).err
+
+
+def test_last_line_sums_up(run, peps, folder):
+    """Jobs by state, then what became of the products, bytes, time and folder; no zero is counted."""
+    order(run, "a.log")
+    order(run, "b.log", "32TLP")
+    peps.ends["32TLP"] = ("CANCELED", "")
+    peps.lost = {next(seen.l1c for seen in EXPECTED if not seen.cloudy)}
+    peps.advance(hours=100)
+    cloudy = sum(seen.cloudy for seen in EXPECTED)
+    brought = len(EXPECTED) - cloudy - 1
+    size = rf"\(\d+\.\d kB in \d+(\.\d)? s\), {cloudy} too cloudy, 1 date lost, in {re.escape(str(folder))}"
+    first = last(follow(run, "a.log", "b.log", status=1))
+    assert re.fullmatch(rf"1 job finished, 1 canceled\. {brought} products downloaded {size}", first), first
+    again = last(follow(run, "a.log", "b.log", status=1))
+    assert counts(again) == {
+        "finished": 1, "canceled": 1, "on disk before": brought, "too cloudy": cloudy, "date lost": 1
+    }  # fmt: skip
+    assert not re.search(r"\b0 ", first + again)
+
+
+def test_pipe_gets_a_numbered_line_a_product_and_no_bar(run, finish, peps):
+    """Without a terminal there is a line a product, with its size, time and rate, about as many as products."""
+    order(run)
+    peps.advance(hours=100)
+    result = finish("full_maja_download", "-l", "31TCJ.log")
+    assert (result.err, "\r" in result.out) == ("", False)
+    lines = re.findall(r"^\[(\d+)/(\d+)\] (\S+)  \d\.\d kB in \d\.\d s, \d+\.\d [kM]B/s$", result.out, re.MULTILINE)
+    assert [(int(number), int(total)) for number, total, _ in lines] == [
+        (n, len(CLEAR)) for n in range(1, len(CLEAR) + 1)
+    ]
+    assert {name for _, _, name in lines} == CLEAR
+    assert len(result.out.splitlines()) == 1 + sum(seen.cloudy for seen in EXPECTED) + len(CLEAR) + 1
+
+
+def test_terminal_shows_a_bar_below_clean_lines(terminal, make_job):
+    """The bar counts products, what failed beside them, and bytes, and each line stands above it, unmixed."""
+    pytest.importorskip("tqdm")
+    job = make_job(size=3000)
+    job.hit(status(404))
+    shown = terminal("full_maja_download", *job.argv, status=1)
+    assert "3/3 products, 1 failed" in shown
+    assert "B/s]" in shown
+    lines = [line.rpartition("\r")[2] for line in shown.splitlines()]
+    for name in job.bodies:
+        assert any(name in line and "%|" not in line for line in lines), shown
+
+
+def test_the_bar_tells_the_truth_when_the_server_dies(terminal, make_job):
+    """Its rate sinks while nothing comes, instead of standing still."""
+    pytest.importorskip("tqdm")
+    job, stopped = make_job(count=1), threading.Event()
+    job.hit(hold(stopped, 60_000))
+
+    def see(shown: bytes, process):
+        rates = [float(rate) for rate in re.findall(rb"60\.\dk/\S+ \[[^\]]*, *([0-9.]+)kB/s", shown)]
+        if rates and rates[-1] < rates[0] / 2:
+            stopped.set()
+
+    shown = terminal("full_maja_download", *job.argv, see=see)
+    assert "1/1 product" in shown
+
+
+def test_quiet_shows_no_bar_on_a_terminal(terminal, make_job):
+    """-q is for runs that nobody looks at."""
+    assert "%|" not in terminal("full_maja_download", "-q", *make_job().argv)
+
+
+def test_last_line_after_an_interrupt(launch, make_job):
+    """Ctrl-C ends a run at once, with what it has brought."""
+    job = make_job()
+    job.hit(hold(threading.Event(), 1000))
+    process = launch("full_maja_download", *job.argv)
+    for _ in range(3):  # how the job stands, and the two other products
+        process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert len(err.splitlines()) == 1
+    found = counts(out.splitlines()[-1])
+    assert (found["downloaded"], found["left for the next run"]) == (2, 1)
+
+
+def test_the_default_servers_end_is_said_with_its_outage(run, make_job, monkeypatch):
+    monkeypatch.setattr(peps_common, "DEFAULT_SERVER", closed_port())
+    job = make_job()
+    job.log.write_bytes(answer(f"{peps_common.DEFAULT_SERVER}/a.xml"))
+    result = run("full_maja_download", *job.argv, "--server", peps_common.DEFAULT_SERVER, status=75)
+    only_line(result, "2026-03-25", "gives no answer")

@@ -1,0 +1,415 @@
+"""Runs that are killed, interrupted or left without a reader, again and again: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from faulty_http import cut, for_gets, no_range, reset, stall, status
+from stories import CHECKOUT, FinishedJob, answer, json_document, names_in, report_of, wait_until, xml
+
+import peps_common
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+HELD = 70_000
+PIECE = 32 * 1024
+# The paced server lets the client's disk fall behind by one read of the client and two of its own pieces.
+AHEAD = peps_common.CHUNK_BYTES + 2 * PIECE
+SIGNALS = pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+
+
+def range_start(request) -> int:
+    """The first byte that a request asks for."""
+    return int(re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", "bytes=0-"))[1])
+
+
+# ---- SIGKILL
+
+
+class Pace:
+    """A fault that makes the service wait for the client's disk, so that a kill always lands inside a download.
+
+    It is never more than AHEAD bytes before what stands in the .part; so that much may be lost with a kill, at most.
+    """
+
+    def __init__(self, job: FinishedJob):
+        self.job, self.over = job, threading.Event()
+
+    def __call__(self, handler) -> bool:
+        if handler.command == "GET":
+            name = handler.record.path.rpartition("/")[2]
+            pump = handler.pump
+            handler.pump = lambda body, start, end: self.pump(pump, name, body, start, end)
+        return False
+
+    def pump(self, pump, name: str, body, start: int, end: int):
+        while start < end:
+            stop = min(end, start + PIECE)
+            while stop - self.job.size_on_disk(name) > AHEAD:
+                if self.over.wait(0.001):
+                    raise ConnectionError("the client was killed")
+            pump(body, start, stop)
+            start = stop
+
+
+def test_killed_again_and_again(make_job, launch):
+    """Each run continues from the byte that the last one left, and no product is ever half under its name."""
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    chance, kills = random.Random(seed), 6  # noqa: S311
+    job = make_job(count=4, size=10 * AHEAD)
+    total = sum(map(len, job.bodies.values()))
+    for _ in range(kills):
+        pace = Pace(job)
+        job.mend()
+        job.hit(pace, "/maja/")
+        held, asked = {name: job.size_on_disk(name) for name in job.bodies}, len(job.peps.journal)
+        process = launch("full_maja_download", *job.argv)
+        enough = sum(held.values()) + chance.randrange(total // (kills - 1))
+        wait_until(lambda: process.poll() is not None or sum(map(job.size_on_disk, job.bodies)) >= enough)  # noqa: B023
+        process.kill()
+        process.wait()
+        pace.over.set()
+        for name, body in job.bodies.items():
+            path = job.products / name
+            assert not path.exists() or path.read_bytes() == body
+            first = next((request for request in job.peps.journal[asked:] if request in job.gets(name)), None)
+            assert first is None or range_start(first) == held[name]
+    job.mend()
+    assert launch("full_maja_download", *job.argv).wait(60) == 0
+    job.require_whole()
+    assert any(range_start(request) for name in job.bodies for request in job.gets(name)), "no kill hit a download"
+    assert sum(map(job.sent, job.bodies)) <= total + kills * 4 * AHEAD
+
+
+def test_a_kill_lets_go_of_the_lock(make_job, launch):
+    job = make_job(count=1)
+    (name,) = job.bodies
+    job.hit(for_gets(stall(HELD), for_ever=True))
+    process = launch("full_maja_download", *job.argv)
+    wait_until(lambda: job.size_on_disk(name) == HELD)
+    assert launch("full_maja_download", *job.argv).wait(30) == 75
+    process.kill()
+    process.wait()
+    job.mend()
+    assert launch("full_maja_download", *job.argv).wait(30) == 0
+    assert range_start(job.gets(name)[-1]) == HELD
+    job.require_whole()
+
+
+# ---- SIGINT and SIGTERM
+
+
+def interrupt(process: subprocess.Popen, number: int, ends: int, times: int = 1) -> tuple[str, str]:
+    """Send a signal; the run must end at once, with its status and one line. Returns stdout and that line."""
+    for _ in range(times):
+        process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == ends, err
+    assert len(err.splitlines()) == 1, err
+    assert ".py: " in err
+    return out, err
+
+
+@SIGNALS
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_interrupted_in_a_stalled_download(number, ends, times, make_job, launch, run):
+    """Once, twice or in a row: one line, the right status, and what was there goes on from there."""
+    job = make_job()
+    name = next(iter(job.bodies))
+    job.hit(for_gets(stall(HELD), for_ever=True))
+    process = launch("full_maja_download", *job.argv)
+    wait_until(lambda: job.size_on_disk(name) == HELD and len(list(job.products.glob("*.zip"))) == 2)
+    interrupt(process, number, ends, times)
+    assert job.part(name).read_bytes() == job.bodies[name][:HELD]
+    job.mend()
+    run("full_maja_download", *job.argv)
+    assert sum(map(job.sent, job.bodies)) == sum(map(len, job.bodies.values()))
+    job.require_whole()
+
+
+@SIGNALS
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [(".xml", "GET"), ("PROCESSING_STATUS", "GET"), ("r.json", "GET"), ("/maja/", "HEAD"), ("/maja/", "GET")],
+    ids=["status document", "refresh", "report", "length", "head of the product"],
+)
+def test_interrupted_while_the_service_does_not_answer(number, ends, text, method, make_job, launch, run):
+    job, stalled = make_job(), stall(None)
+    job.hit(lambda handler: handler.command == method and stalled(handler), text)
+    process = launch("full_maja_download", *job.argv)
+    job.peps.wait_for(lambda: any(r.method == method and text in r.target for r in job.peps.journal))
+    interrupt(process, number, ends)
+    job.mend()
+    run("full_maja_download", *job.argv)
+    job.require_whole()
+
+
+@SIGNALS
+def test_interrupted_between_two_looks(number, ends, make_job, launch):
+    job = make_job()
+    job.hit(xml(answer(f"{job.base}.xml")), "/31TCJ.xml")
+    process = launch("full_maja_download", *job.argv, "--wait")
+    assert "waiting" in process.stdout.readline()
+    interrupt(process, number, ends, 2)
+
+
+@pytest.mark.parametrize("script", ["full_maja_process", "peps_maja_download"])
+def test_interrupted_at_any_time(script, account, peps):
+    """From the script's own first line to the interpreter's very end there is no traceback."""
+    peps.always.append(("", stall(None)))
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    chance = random.Random(seed)  # noqa: S311
+    Path("list.txt").write_text("a\n")
+    argv = {"full_maja_process": ["-n", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01"]}
+    starts = (
+        "import os, runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
+        "os.write(1, b'own code next'); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    for _ in range(8):
+        command = [sys.executable, "-c", starts, str(CHECKOUT / f"{script}.py"), *argv.get(script, ["-p", "list.txt"])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.read(len("own code next"))
+        time.sleep(chance.random() * 0.2)  # any time is a good one, so that no machine is too slow for this
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert str(CHECKOUT) not in err, err
+        assert process.returncode in (0, 2, 130, -signal.SIGINT, 1), (process.returncode, err)
+
+
+# ---- nobody reads the output
+
+
+@pytest.fixture
+def nobody():
+    """The writing end of a pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+def test_streams_without_a_reader(make_job, finish, nobody):
+    """`| head -1` costs the lines and no product; an order without a reader is kept."""
+    job = make_job()
+    assert finish("full_maja_download", *job.argv, stdout=nobody).err == ""
+    job.require_whole()
+    gone = next(iter(job.bodies))
+    (job.products / gone).unlink()
+    job.hit(status(404), gone)
+    finish("full_maja_download", *job.argv, stderr=nobody, status=1)
+    finish("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", "-l", "J.log", stdout=nobody)
+    assert next(iter(job.peps.jobs)) in Path("J.log").read_text("utf-8")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed, make_job):
+    """The first file that the script opens gets the number of a closed stream; no words may end up in it."""
+    job = make_job()
+    script = str(CHECKOUT / "full_maja_download.py")
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, script, *map(str, job.argv)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (process.returncode, process.stderr) == (0, "")
+    job.require_whole()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+def test_an_output_that_takes_nothing_more_does_not_stop_the_download(make_job, finish):
+    job = make_job()
+    with open("/dev/full", "w") as full:
+        err = finish("full_maja_download", *job.argv, stdout=full).err
+    assert "standard output" in err
+    assert len(err.splitlines()) == 1
+    job.require_whole()
+
+
+# ---- a random story
+
+
+class Story:
+    """A job, a service that may do anything, and runs that may end in any way."""
+
+    def __init__(self, job: FinishedJob, launch, chance: random.Random):
+        self.job, self.launch, self.chance, self.repeated = job, launch, chance, 0
+
+    def happen(self):
+        """One run with one mishap; `repeated` counts the bytes that may have been sent in vain."""
+        mishap = self.chance.choice([
+            self.cuts, self.cuts, self.ignored_range, self.outage, self.gone, self.kill, self.kill, self.second_run,
+            self.taken_away, self.restarted, self.damaged, self.full_disk,
+        ])  # fmt: skip
+        self.job.mend()
+        mishap()
+
+    def some(self) -> str:
+        return self.chance.choice(list(self.job.bodies))
+
+    def run(self, *options: object, **more):
+        process = self.launch("full_maja_download", *self.job.argv, *options, **more)
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        assert process.returncode in (0, 1, 75), (process.returncode, err)
+
+    def cuts(self):
+        at = [self.chance.randrange(1, 20_000) for _ in range(3)]
+        self.job.hit(for_gets(*(self.chance.choice((cut, reset))(after) for after in at)), self.some())
+        self.repeated += 3 * 20_000  # what a reset takes with it
+        self.run()
+
+    def ignored_range(self):
+        name = self.some()
+        self.repeated += self.job.size_on_disk(name)
+        self.job.hit(for_gets(no_range), name)
+        self.run()
+
+    def outage(self):
+        self.job.hit(status(self.chance.choice((500, 503, 429)), {"Retry-After": "999"}), self.some())
+        self.run()
+
+    def gone(self):
+        self.job.hit(status(404), self.some())
+        self.run()
+
+    def kill(self):
+        self.job.hit(for_gets(stall(self.chance.randrange(20_000)), for_ever=True), self.some())
+        process = self.launch("full_maja_download", *self.job.argv)
+        seen = len(self.job.peps.journal)
+        wait_until(lambda: process.poll() is not None or len(self.job.peps.journal) > seen + self.chance.randrange(8))
+        process.send_signal(self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
+        process.communicate(timeout=20)
+        self.repeated += 4 * (20_000 + local_peps_ahead())
+
+    def second_run(self):
+        first = self.launch("full_maja_download", *self.job.argv)
+        self.run()
+        first.communicate(timeout=60)
+
+    def taken_away(self):
+        path = self.job.products / self.some()
+        if path.exists():
+            self.repeated += path.stat().st_size
+            path.unlink()
+        self.run()
+
+    def restarted(self):
+        """The service comes back with another state of the job."""
+        state = self.chance.choice(("PENDING", "STALLED", "ERROR", "EATEN"))
+        self.job.hit(json_document(report_of([], job_status=state)), "/r.json")
+        Path("31TCJ.json").unlink(missing_ok=True)
+        self.run()
+
+    def damaged(self):
+        path = self.job.products / self.some()
+        if path.exists():
+            self.repeated += path.stat().st_size
+            path.write_bytes(path.read_bytes()[:-10])
+        self.run()
+
+    def full_disk(self):
+        resource = pytest.importorskip("resource")
+        limit = self.chance.randrange(5000, 20_000)
+        self.repeated += 3 * 20_000  # what came and could not be written
+        self.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+
+
+def local_peps_ahead() -> int:
+    """The bytes that the service may have sent ahead of a client that is killed."""
+    return 20_000
+
+
+def test_random_story(make_job, launch, request, peps):
+    """Some mishaps in a row, then a healthy run: all is there, nothing else is, and no byte came twice without need."""
+    for _ in range(500 if request.config.getoption("--every-step") else 4):
+        seed = int.from_bytes(os.urandom(4), "big")
+        print(f"seed {seed}")
+        for path in Path().iterdir():
+            if path.name != "peps.txt":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        peps.sent.clear()
+        job = make_job(count=3, size=20_000)
+        story = Story(job, launch, random.Random(seed))  # noqa: S311
+        for _ in range(story.chance.randrange(2, 6)):
+            story.happen()
+        job.mend()
+        assert launch("full_maja_download", *job.argv).wait(60) == 0
+        job.require_whole()
+        assert sum(map(job.sent, job.bodies)) <= sum(map(len, job.bodies.values())) + story.repeated
+        job.peps.always.clear()
+
+
+# ---- memory
+
+MEASURE = """
+import resource, subprocess, sys
+ended = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(ended.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak_mib(*argv: object) -> tuple[int, float]:
+    """Run full_maja_download; returns its status and its peak memory.
+
+    Measured by a small process in between: a child's peak begins with that of the process that starts it.
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("ru_maxrss has other units elsewhere")
+    script = str(CHECKOUT / "full_maja_download.py")
+    command = [sys.executable, "-c", MEASURE, sys.executable, script, *map(str, argv)]
+    measured = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    ended, kib = map(int, measured.stdout.split())
+    return ended, kib / 1024
+
+
+def test_memory_does_not_grow_with_a_product(make_job, tmp_path_factory):
+    job, path = make_job(count=4, size=1000), tmp_path_factory.mktemp("big") / "big.zip"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("image.tif", "w") as image:
+        for _ in range(105):
+            image.write(bytes(2**20))
+    job.peps.products.update(dict.fromkeys(job.bodies, path))
+    ended, peak = peak_mib(*job.argv)
+    sizes = {(job.products / name).stat().st_size for name in job.bodies}
+    shutil.rmtree(job.products)
+    assert (ended, sizes) == (0, {path.stat().st_size})
+    path.unlink()  # pytest keeps its folders for a while
+    assert peak < 64
+
+
+MANY = {
+    "a million elements": (".xml", b"<a>" + b"<a/>" * 1_000_000 + b"</a>"),
+    "elements, as many as are read": (".xml", b"<a>" + b"<a/>" * 400_000 + b"</a>"),
+    "attributes": (".xml", b"<a " + b" ".join(b'a%d=""' % n for n in range(190_000)) + b"/>"),
+    "lists": ("/r.json", b"[" + b"[]," * 200_000 + b"[]]"),
+    "objects": ("/r.json", b'[{"a":1}' + b',{"a":1}' * 200_000 + b"]"),
+    "one long text": (".xml", b"<a>" + b"x" * 2_050_000 + b"</a>"),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_memory_of_sixteen_documents(make_job, name, capsys, request):
+    """Sixteen hostile documents at once take less than 256 MiB."""
+    if "as are read" in name and not request.config.getoption("--every-step"):
+        pytest.skip("takes seven seconds; --every-step")
+    place, document = MANY[name]
+    jobs = [make_job(f"job{number}") for number in range(16)]
+    jobs[0].hit(status(200, body=document), place)
+    ended, peak = peak_mib("-l", *(job.log for job in jobs), "-w", "products")
+    assert ended in (1, 75)
+    assert names_in("products") == set()
+    assert peak < 256, peak
+    with capsys.disabled():
+        print(f"\n16 documents of {name}, {len(document) / 1e6:.1f} MB each: {peak:.0f} MiB", end=" ")

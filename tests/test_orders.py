@@ -1,0 +1,958 @@
+"""Orders: what is sent, what is kept, and that none is placed twice, whatever happens on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trustme
+from faulty_http import cut, hold, reset, stall, status
+from local_peps import OUTPUTS, SEARCH, WPS, acquisitions, feature
+from stories import PERIOD, SHORT, answer, closed_port, exception_report, failed, names_in, only_line, wait_until, xml
+
+import peps_common
+
+EXECUTE = "identifier=FULL_MAJA"
+SINGLE = "identifier=MAJA&"
+QUERY = (
+    "request=execute&service=WPS&version=1.0.0&identifier=FULL_MAJA&datainputs="
+    "startDate=2017-07-01;completionDate={};tileid=31TCJ{}&status=true&storeExecuteResponse=true"
+)
+SINGLE_QUERY = "request=execute&service=WPS&version=1.0.0&identifier=MAJA&datainputs=product={}"
+SINGLE_QUERY += "&storeExecuteResponse=true&status=true&title=Maja-Process"
+NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
+BOTH_ORBITS = acquisitions("31TCJ", "2017-11-01", "2017-12-01")
+ORBIT_51 = acquisitions("31TCJ", "2017-11-01", "2017-12-01", 51)
+PLACE = "http://127.0.0.1:9/wps/outputs/{}.xml"
+
+
+def words_of(line: str) -> list[str]:
+    """A documented command line as script and arguments."""
+    _, script, *argv = shlex.split(line)
+    return [Path(script).stem, *argv]
+
+
+def order(run, *more: object, log: object = "J.log", status: int | None = 0):
+    """Order two months of a tile."""
+    return run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", log, *more, status=status)
+
+
+def order_each(run, *more: object, status: int | None = 0):
+    """Search November 2017 over Toulouse and order what is found."""
+    return run("peps_maja_process", "-t", "31TCJ", *NOVEMBER, *more, status=status)
+
+
+def note_of(log: str = "J.log") -> Path:
+    """Where a doubt stands."""
+    return Path(f"{log}.part")
+
+
+def require_doubt(run, peps, log: str = "J.log"):
+    """An order in doubt is not sent again, but with --force; and the download says the same of such a log."""
+    kept, sent = note_of(log).read_bytes(), len(peps.requests(WPS))
+    line = only_line(order(run, log=log, status=1), log, "in doubt", peps.url, "--force")
+    assert re.search(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", line)
+    only_line(run("full_maja_download", "-l", log, status=1), log, "in doubt", f"remove {log}.part")
+    assert len(peps.requests(WPS)) == sent
+    assert note_of(log).read_bytes() == kept
+    peps.always.clear()
+    shown = shlex.split(line.partition("order it with: ")[2])
+    assert Path(shown[1]).name == "full_maja_process.py"
+    run("full_maja_process", *shown[2:])
+    assert Path(f"{log}.1").read_bytes() == kept.rstrip(b"\0")
+    assert not note_of(log).exists()
+
+
+# ---- what is sent
+
+
+@pytest.mark.parametrize(
+    ("line", "query"),
+    [
+        ("python ./full_maja_process.py -t 31TCJ -a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ_20170101.log", ""),
+        (
+            "python ./full_maja_process.py -t 31TCJ -o 51 -a peps.txt -d 2017-07-01 -e 2018-01-01 "
+            "-l 31TCJ_20170101.log",
+            ";relativeOrbitNumber=51",
+        ),
+    ],
+    ids=["tile", "orbit"],
+)
+def test_documented_order_works_as_written(finish, peps, line, query):
+    """A documented line, run as a process, sends one request as documented and leaves the answer as the log."""
+    result = finish(*words_of(line))
+    assert result.err == ""
+    expected = QUERY.format("2018-01-01", query)
+    assert [(request.method, request.path, request.query) for request in peps.journal] == [("GET", WPS, expected)]
+    job_id, log = next(iter(peps.jobs)), Path("31TCJ_20170101.log").read_text()
+    first, following = result.out.splitlines()
+    assert f"{peps.url}{OUTPUTS}{job_id}.xml" in log
+    assert first == f"31TCJ_20170101.log: ordered as job {job_id}, status {peps.url}{OUTPUTS}{job_id}.xml"
+    assert "full_maja_download.py -a peps.txt -l 31TCJ_20170101.log" in following
+
+
+@pytest.mark.parametrize(
+    ("line", "area", "found"),
+    [
+        ("-l Toulouse -a peps.txt -d 2017-11-01 -f 2017-12-01", "q=Toulouse", BOTH_ORBITS),
+        ("--lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01", "lat=43.500000&lon=1.000000", BOTH_ORBITS),
+        ("2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51", "lat=43.500000&lon=1.000000", ORBIT_51),
+    ],
+    ids=["town", "point", "stray 2"],
+)
+def test_documented_line_searches_asks_and_orders(terminal, peps, line, area, found):
+    """A documented line, typed at a terminal: one search, a question above ten products, one job a product."""
+    line = f"python ./peps_maja_process.py {line} -p prod_list_toulouse.txt"
+    shown = terminal(*words_of(line), answer=b"yes\n")
+    searched = f"{area}&startDate=2017-11-01&completionDate=2017-12-01&maxRecords=500&productType=S2MSI1C"
+    assert [request.query for request in peps.requests(SEARCH)] == [searched]
+    assert ("yes/no" in shown) == (len(found) > 10)
+    names = [seen.l1c for seen in found]
+    assert sorted(r.query for r in peps.requests(SINGLE)) == sorted(map(SINGLE_QUERY.format, names))
+    assert sorted(Path("prod_list_toulouse.txt").read_text().split()) == sorted(names)
+    for job in peps.jobs.values():
+        assert f"{peps.url}{OUTPUTS}{job.id}.xml" in Path(f"{job.subject}.log").read_text()
+        assert f"{job.subject}: ordered as job {job.id}, status {peps.url}" in shown
+    assert re.search(rf"\n{len(found)} products found: {len(found)} ordered now\n$", shown)
+
+
+AREAS = {
+    "tile": (("-t", "T31TCJ"), "tileid=31TCJ"),
+    "town": (("-l", "Saint-Étienne & fils"), "q=Saint-%C3%89tienne%20%26%20fils"),
+    "town encoded by the user": (("-l", "Le%20Mans"), "q=Le%20Mans"),
+    "town with pluses": (("-l", "Le+Mans"), "q=Le+Mans"),
+    "encoded, and more": (("-l", "Le%20Mans & Été"), "q=Le%20Mans%20%26%20%C3%89t%C3%A9"),
+    "a percent sign": (("-l", "100% Toulouse"), "q=100%25%20Toulouse"),
+    "point": (("--lat", "43.5", "--lon", "1"), "lat=43.500000&lon=1.000000"),
+    "south and west": (("--lat", "-43.", "--lon", "-1e-3"), "lat=-43.000000&lon=-0.001000"),
+    "on the equator": (("--lat", "-.5", "--lon=-71.25"), "lat=-0.500000&lon=-71.250000"),
+    "box": (
+        ("--latmin", "-43", "--latmax", "44", "--lonmin", "-1.5", "--lonmax", "2"),
+        "box=-1.500000,-43.000000,2.000000,44.000000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("area", "query"), AREAS.values(), ids=AREAS)
+def test_area_on_the_wire(run, peps, area, query):
+    """Each kind of area goes over the wire as the service knows it, whichever way people type it."""
+    run("peps_maja_process", *area, *NOVEMBER, "-n", status=None)
+    assert peps.journal[0].query.partition("&startDate")[0] == query
+
+
+@pytest.mark.parametrize(
+    ("dates", "query"),
+    [
+        (("-d", "2017-11-01"), "startDate=2017-11-01&completionDate=9999-01-01"),
+        (("-d", "2017-11-01T10:00:00", "-f", "2017-11-01T11:00:00"),
+         "startDate=2017-11-01T10:00:00&completionDate=2017-11-01T11:00:00"),
+    ],
+    ids=["open end", "with times"],
+)  # fmt: skip
+def test_dates_on_the_wire(run, peps, dates, query):
+    run("peps_maja_process", "-t", "31TCJ", *dates, "-p", "list.txt", "-n", status=None)
+    assert f"&{query}&" in peps.journal[0].query
+
+
+# ---- the log
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'<?xml version="1.0"?><wps:ExecuteResponse xmlns:wps="http://www.opengis.net/wps/1.0.0" '
+        b'statusLocation="http://127.0.0.1:1/wps/outputs/pywps-154901234567.xml"/>',
+        b'\r\n\r\n<ExecuteResponse\r\n\txmlns="http://www.opengis.net/wps/1.0.0"\r\n statusLocation='
+        b"'http://127.0.0.1:1/wps/outputs/pywps-154901234567.xml'>\r\n<!-- \xc3\xa9 --></ExecuteResponse>\r\n\r\n",
+    ],
+    ids=["one line", "many lines and white space"],
+)
+def test_log_is_the_answer_byte_for_byte(run, peps, document):
+    peps.faults.append((EXECUTE, xml(document)))
+    assert "154901234567" in order(run).out
+    assert Path("J.log").read_bytes() == document
+    assert names_in() == {"peps.txt", "J.log"}
+
+
+def test_log_has_a_default_name(run, peps):
+    run("full_maja_process", "-t", "31TCJ", *SHORT)
+    assert "Full_Maja.log: waiting" in run("full_maja_download", "-w", ".", status=75).out
+
+
+def test_same_line_twice_orders_once(run, peps):
+    """A log that holds a job is refused, with the job and the way out named, and stays as it is."""
+    order(run)
+    before = Path("J.log").read_bytes()
+    only_line(order(run, status=2), next(iter(peps.jobs)), "--force")
+    assert len(peps.jobs) == 1
+    assert Path("J.log").read_bytes() == before
+
+
+def test_force_orders_again_and_keeps_the_old_logs(run):
+    logs = []
+    for _ in range(3):
+        order(run, "--force")
+        logs.append(Path("J.log").read_bytes())
+    assert len(set(logs)) == 3
+    assert [Path(f"J.log.{number}").read_bytes() for number in (1, 2)] == logs[:2]
+    assert names_in() == {"peps.txt", "J.log", "J.log.1", "J.log.2"}
+
+
+@pytest.mark.parametrize("content", [b"\\documentclass{book}", b"<html>502 Bad Gateway</html>"])
+def test_file_that_is_no_log_is_replaced_by_force_alone(run, peps, content):
+    """Not lost to a slip in -l; the error page of an old failed order gives way, and is kept."""
+    Path("J.log").write_bytes(content)
+    only_line(order(run, status=2), "J.log")
+    assert (Path("J.log").read_bytes(), peps.journal) == (content, [])
+    order(run, "--force")
+    assert Path("J.log.1").read_bytes() == content
+    assert next(iter(peps.jobs)) in Path("J.log").read_text()
+
+
+def test_the_log_of_a_refused_order_is_free(run, peps):
+    Path("J.log").write_bytes(exception_report("no"))
+    order(run)
+    assert next(iter(peps.jobs)) in Path("J.log").read_text()
+
+
+@pytest.mark.parametrize("flag", ["-n", "--no_download", "--dry-run"])
+def test_dry_run_shows_the_request_and_sends_nothing(run, peps, flag):
+    """What it prints is what the order then sends; that the log is taken it says, too."""
+    shown = order(run, flag).out
+    assert (peps.journal, names_in()) == ([], {"peps.txt"})
+    order(run)
+    assert f"{peps.url}{WPS}?{peps.requests(EXECUTE)[0].query}" in shown.split()
+    again = order(run, flag).out
+    assert again.startswith(shown)
+    assert next(iter(peps.jobs)) in again
+
+
+def test_dry_run_with_a_list_asks_the_catalogue(run, peps):
+    """How many dates there are, and how long that usually takes; nothing is ordered."""
+    shown = order(run, "-n", "--json", "list.json").out
+    dates = len({seen.day for seen in acquisitions("31TCJ", "2017-07-01", "2017-09-01")})
+    assert f"{dates} dates" in shown
+    assert f"{(60 + 25 * (dates - 1)) / 60:.0f} h" in shown
+    assert {request.path for request in peps.journal} == {SEARCH}
+
+
+def test_statuslocation_cannot_forge_a_line(run, peps):
+    """It is one printable line on stdout, whatever it holds."""
+    hostile = answer("http://127.0.0.1:1/a.xml").replace(b"a.xml", b"a&#10;full_maja: all is well&#155;31m&#8238;.xml")
+    peps.faults.append((EXECUTE, xml(hostile)))
+    lines = order(run).out.splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+    assert Path("J.log").read_bytes() == hostile
+
+
+@pytest.mark.parametrize("log", ["no/such/J.log", "x" * 300, "peps.txt/J.log", "/proc/J.log"])
+def test_log_that_cannot_be_written_stops_the_order(run, peps, log):
+    """Nothing is sent while the log is not provably writable."""
+    only_line(order(run, log=log, status=2))
+    assert peps.journal == []
+
+
+def limited(size: int):
+    """For preexec_fn: files may grow to so many bytes, which stands for a full disk."""
+    resource = pytest.importorskip("resource")
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_full_disk_stops_the_order(finish, peps):
+    """Room for the answer is taken before the order."""
+    result = finish("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log", preexec_fn=limited(1000), status=2)
+    only_line(result, "J.log")
+    assert peps.journal == []
+    assert names_in() == {"peps.txt"}
+
+
+def test_disk_that_fills_while_the_answer_is_awaited(finish, run, peps):
+    """An answer that is too long for the room that was taken: what arrived leads to the job."""
+    long = answer(PLACE.format("first"), f"<ProcessAccepted>{'x' * 100_000}</ProcessAccepted>")
+    peps.faults.append((EXECUTE, xml(long)))
+    argv = ("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
+    finish(*argv, preexec_fn=limited(70_000), status=None)
+    order(run, status=2)
+    assert len(peps.requests(WPS)) == 1
+    assert b"first" in Path("J.log").read_bytes()
+
+
+# ---- refusals, and what is not now
+
+
+def refuse(handler):
+    handler.peps.refuse["31TCJ"] = "tile 31TCJ is locked"
+    return False
+
+
+def error_body(code: object, words: str = "tile 31TCJ is locked") -> bytes:
+    return json.dumps({"ErrorCode": code, "ErrorMessage": words}).encode()
+
+
+class Ending(NamedTuple):
+    """How an order ends whose request arrived: a job, a refusal, not now, or a doubt."""
+
+    fault: object
+    ends: str
+    words: tuple[str, ...] = ()
+
+
+LOCKED = ("tile 31TCJ is locked",)
+JOB = answer(PLACE.format("first"))
+WPS2 = b'<wps:StatusInfo xmlns:wps="http://www.opengis.net/wps/2.0"><wps:JobID>17</wps:JobID></wps:StatusInfo>'
+ENDINGS = {
+    "ExceptionReport": Ending(refuse, "refused", LOCKED),
+    "ExceptionReport, 500": Ending(status(500, body=exception_report(LOCKED[0])), "refused", LOCKED),
+    "ExceptionReport, 504": Ending(status(504, body=exception_report(LOCKED[0])), "refused", LOCKED),
+    "ProcessFailed": Ending(xml(answer(PLACE.format(1), failed(LOCKED[0]))), "refused", LOCKED),
+    "JSON, 200": Ending(status(200, body=error_body(400)), "refused", LOCKED),
+    "JSON, 400": Ending(status(400, body=error_body(400)), "refused", LOCKED),
+    "JSON 400, 500": Ending(status(500, body=error_body(400)), "refused", LOCKED),
+    "JSON without a code": Ending(status(200, body=b'{"ErrorMessage": "tile 31TCJ is locked"}'), "refused", LOCKED),
+    "JSON 401, 200": Ending(status(200, body=error_body(401)), "refused", ("account",)),
+    "401": Ending(status(401), "refused", ("401", "peps.txt")),
+    "403": Ending(status(403), "refused", ("403", "peps.txt")),
+    "404": Ending(status(404), "refused", ("404", "--server")),
+    "418 and a page": Ending(status(418, body=b"<html>tea</html>"), "refused", ("418",)),
+    "429": Ending(status(429, {"Retry-After": "0"}), "not now", ("429", "later")),
+    "503": Ending(status(503, body=b"<html>busy</html>"), "not now", ("503", "later")),
+    "503 and an ExceptionReport": Ending(status(503, body=exception_report("busy")), "not now", ("503", "later")),
+    "JSON 503, 200": Ending(status(200, body=error_body(503)), "not now", ("503", "later")),
+    "JSON 429, 500": Ending(status(500, body=error_body(429)), "not now", ("429", "later")),
+    "408": Ending(status(408), "doubt", ("408",)),
+    "500": Ending(status(500), "doubt", ("500",)),
+    "502 and a page": Ending(status(502, body=b"<html>Bad Gateway</html>"), "doubt", ("502", "J.log.part")),
+    "504": Ending(status(504), "doubt", ("504",)),
+    "524": Ending(status(524), "doubt", ("524",)),
+    "JSON 500, 200": Ending(status(200, body=error_body(500)), "doubt"),
+    "JSON 504, 400": Ending(status(400, body=error_body("504")), "doubt"),
+    "JSON 408, 200": Ending(status(200, body=error_body(408)), "doubt"),
+    "JSON of no code that there is": Ending(status(200, body=error_body("E17")), "doubt"),
+    "JSON without a code, 500": Ending(status(500, body=b'{"ErrorMessage": "database away"}'), "doubt", ("500",)),
+    "empty": Ending(status(200), "doubt", ("empty",)),
+    "blank": Ending(status(200, body=b" \n"), "doubt", ("empty",)),
+    "page": Ending(status(200, body=b"<html>Maintenance</html>"), "doubt", ("html", "J.log.part")),
+    "text": Ending(status(200, body=b"PEPS is resting"), "doubt", ("J.log.part",)),
+    "no statusLocation": Ending(xml(answer()), "doubt", ("statusLocation", "J.log.part")),
+    "WPS 2.0": Ending(xml(WPS2), "doubt", ("StatusInfo", "J.log.part")),
+    "DTD": Ending(xml(b"<!DOCTYPE x>" + JOB), "doubt", ("DTD",)),
+    "too long": Ending(xml(b"<x>" + b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)), "doubt", ("larger",)),
+    "redirect to itself": Ending(lambda h: status(302, {"Location": h.record.target})(h), "doubt", ("redirect",)),
+    "redirect to nobody": Ending(status(302, {"Location": "http://127.0.0.1:9/"}), "doubt", ("127.0.0.1:9",)),
+    "closed before the head": Ending(cut(None), "doubt"),
+    "reset before the head": Ending(reset(None), "doubt"),
+    "closed after the head": Ending(cut(0), "doubt"),
+    "closed in the start tag": Ending(cut(60), "doubt"),
+    "reset in the start tag": Ending(reset(60), "doubt"),
+    "a job with 500": Ending(status(500, body=JOB), "job"),
+    "a job with 202": Ending(status(202, body=JOB), "job"),
+    "a length one too long": Ending(status(200, {"Content-Length": len(JOB) + 1}, JOB), "job"),
+    "a length that is short": Ending(status(200, {"Content-Length": len(JOB) - 20}, JOB), "job"),
+    "a length that is none": Ending(status(200, {"Content-Length": "many"}, JOB), "job"),
+    "no last chunk": Ending(
+        status(200, {"Transfer-Encoding": "chunked"}, b"%x\r\n%s\r\n" % (len(JOB), JOB)), "job"
+    ),
+    "gzip that is none": Ending(status(200, {"Content-Encoding": "gzip"}, JOB), "job"),
+    "the last 20 bytes missing": Ending(xml(JOB[:-20]), "job"),
+    "cut behind the start tag": Ending(xml(JOB[: JOB.index(b"<Status")]), "job"),
+    "a job that is too long": Ending(
+        xml(JOB.replace(b"<ProcessAccepted/>", b" " * peps_common.DOCUMENT_MAX_BYTES)), "job"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ENDINGS.values(), ids=ENDINGS)
+def test_endings_of_an_order(run, peps, row, monkeypatch):
+    """One request; a refusal leaves the name free, a doubt its note, and an imperfect answer is a job nonetheless."""
+    peps.always.append((EXECUTE, row.fault))
+    result = order(run, status={"refused": 1, "not now": 75, "doubt": 1, "job": 0}[row.ends])
+    assert len(peps.requests(EXECUTE)) == (10 if "redirect to itself" in str(row) else len(peps.requests(EXECUTE)))
+    if row.ends == "job":
+        assert "ordered as job first" in result.out
+        assert names_in() == {"peps.txt", "J.log"}
+        order(run, status=2)
+        assert "gives no answer" in run("full_maja_download", "-l", "J.log", status=75).err
+        return
+    line = only_line(result, *row.words)
+    assert ("may have been accepted" in line) == (row.ends == "doubt")
+    assert not Path("J.log").exists()
+    if row.ends == "doubt":
+        require_doubt(run, peps)
+    else:
+        assert names_in() == {"peps.txt"}
+        peps.refuse.clear()
+        peps.always.clear()
+        order(run)
+
+
+# ---- the transports
+
+
+class Door:
+    """A server of one answer: plain, TLS, a forwarding or a tunnelling proxy; `heads` are what it was sent."""
+
+    def __init__(self, kind: str, end: str, tls: ssl.SSLContext):
+        self.kind, self.end, self.tls, self.heads = kind, end, tls, []
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.socket.accept()
+                with contextlib.suppress(OSError, ssl.SSLError), connection:
+                    self.meet(connection)
+
+    def meet(self, connection):
+        if self.kind == "tunnel":
+            self.read_head(connection, keep=False)
+            if self.end == "tunnel refused":
+                connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+            if self.end.startswith("tunnel"):
+                return
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        if self.end == "no handshake":
+            connection.recv(1)
+            return
+        if self.end == "another protocol":
+            connection.sendall(b"220 smtp.example.org ESMTP\r\n")
+            connection.recv(1000)
+            return
+        if self.kind in ("TLS", "tunnel"):
+            connection = self.tls.wrap_socket(connection, server_side=True)
+        self.read_head(connection)
+        if self.end == "closed":
+            return
+        if self.end == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            return
+        text = {"answered": JOB, "certificate words": b"<html>certificate verify failed</html>"}[self.end]
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+
+    def read_head(self, connection, keep: bool = True):
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = connection.recv(65536)
+            if not piece:
+                raise ConnectionError
+            head += piece
+        if keep:
+            self.heads.append(head)
+
+    def close(self):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self.thread.join(5)
+
+
+@pytest.fixture
+def door(monkeypatch, tmp_path_factory, account):
+    """Open a Door and let the environment lead to it; returns it and the server's URL."""
+    opened = []
+
+    def open_door(kind: str, end: str) -> tuple[Door, str]:
+        authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certifier = trustme.CA() if end == "untrusted" else authority
+        certifier.issue_cert("127.0.0.1", "peps.example.test").configure_cert(tls)
+        bundle = tmp_path_factory.mktemp("tls") / "ca.pem"
+        authority.cert_pem.write_to_path(str(bundle))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+        opened.append(Door(kind, "answered" if end == "untrusted" else end, tls))
+        proxy = closed_port() if end == "no proxy" else f"http://127.0.0.1:{opened[0].port}"
+        if kind in ("forward", "tunnel"):
+            monkeypatch.setenv("https_proxy" if kind == "tunnel" else "http_proxy", proxy)
+        own = f"127.0.0.1:{opened[0].port}"
+        return opened[0], {
+            "plain": f"http://{own}", "TLS": f"https://{own}", "forward": "http://peps.example.test",
+            "tunnel": "https://peps.example.test",
+        }[kind]  # fmt: skip
+
+    yield open_door
+    for one in opened:
+        one.close()
+
+
+TRANSPORTS = [
+    *((kind, end, 0) for kind in ("plain", "TLS", "forward", "tunnel") for end in ("answered",)),
+    *((kind, end, "doubt") for kind in ("plain", "TLS", "forward", "tunnel") for end in ("closed", "reset")),
+    *((kind, "certificate words", "doubt") for kind in ("plain", "TLS", "forward", "tunnel")),
+    *((kind, "no proxy", 75) for kind in ("forward", "tunnel")),
+    ("tunnel", "tunnel refused", 75),
+    ("tunnel", "tunnel closed", 75),
+    *((kind, end, 75) for kind in ("TLS", "tunnel") for end in ("no handshake", "another protocol")),
+    *((kind, "untrusted", 1) for kind in ("TLS", "tunnel")),
+]
+
+
+@pytest.mark.parametrize(("kind", "end", "expected"), TRANSPORTS)
+def test_transports_of_an_order(run, door, kind, end, expected):
+    """Whatever lies between: doubt once the request was handed over, and certainly unsent before."""
+    opened, server = door(kind, end)
+    result = order(run, "--server", server, status=1 if expected == "doubt" else expected)
+    assert len(opened.heads) == (expected in (0, "doubt"))
+    assert note_of().exists() == (expected == "doubt")
+    assert Path("J.log").exists() == (expected == 0)
+    if expected:
+        line = only_line(result)
+        assert ("may have been accepted" in line) == (expected == "doubt")
+        assert ("prove" in line) == (end == "untrusted")
+
+
+def test_order_that_never_left_can_be_repeated(run):
+    """Where no connection is made nothing was ordered: status 75, and no doubt is cast."""
+    line = only_line(order(run, "--server", closed_port(), status=75), "127.0.0.1", f"tried {peps_common.TRIES} times")
+    assert "may have been accepted" not in line
+    assert names_in() == {"peps.txt"}
+
+
+def test_an_answer_that_never_ends_is_a_doubt(run, peps, monkeypatch):
+    """The patience with an order has an end, and no byte of what came is lost."""
+    monkeypatch.setattr(peps_common, "PATIENCE_S", 0.5)
+    peps.always.append((EXECUTE, stall(20)))
+    only_line(order(run, status=1), "may have been accepted", "timed out")
+    assert note_of().read_bytes().rstrip(b"\0").endswith(b'\n\n<?xml version="1.0" ')
+    require_doubt(run, peps)
+
+
+# ---- several runs, killed runs
+
+
+def test_eight_orders_at_once_order_once(launch, peps):
+    """While one run waits for its answer the others leave the job to it."""
+    free = threading.Event()
+    peps.always.append((EXECUTE, hold(free, None)))
+    argv = ("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
+    processes = [launch(*argv) for _ in range(8)]
+    peps.wait_for(lambda: peps.requests(EXECUTE))
+    wait_until(lambda: sum(process.poll() is not None for process in processes) == 7)
+    free.set()
+    ends = sorted(process.wait(30) for process in processes)
+    assert ends == [0, *[75] * 7]
+    assert len(peps.requests(EXECUTE)) == len(peps.jobs) == 1
+    assert next(iter(peps.jobs)) in Path("J.log").read_text()
+
+
+def test_three_forced_orders_beside_downloads(finish, launch, peps):
+    """Three orders, no answer lost, whatever the downloads read in between."""
+    order(finish)
+    downloads = [launch("full_maja_download", "-l", "J.log", "--wait", "--interval", "0.001") for _ in range(2)]
+    for _ in range(3):
+        order(finish, "--force")
+    for process in downloads:
+        process.terminate()
+        assert process.wait(30) == 143
+    kept = [Path(name).read_text() for name in ("J.log.1", "J.log.2", "J.log.3", "J.log")]
+    assert all(job in log for job, log in zip(peps.jobs, kept))
+    assert not Path("J.log.4").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
+    """The doubt is there before the answer could be; Ctrl-C ends the run at once, and says so."""
+    peps.always.append((EXECUTE, hold(threading.Event(), None)))
+    process = launch("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
+    peps.wait_for(lambda: peps.requests(EXECUTE))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    if number in (signal.SIGINT, signal.SIGTERM):
+        assert process.returncode == (130 if number == signal.SIGINT else 143)
+        assert len(err.splitlines()) == 1
+        assert "may have been accepted" in err
+    assert peps.authorization.split()[1].encode() not in note_of().read_bytes()
+    require_doubt(run, peps)
+
+
+def test_stopped_while_no_connection_is_made(launch, run, peps):
+    """Before the request is handed over Ctrl-C leaves nothing behind."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
+        filler = [socket.socket() for _ in range(4)]
+        for one in filler:
+            one.setblocking(False)
+            one.connect_ex(busy.getsockname())
+        server = f"http://127.0.0.1:{busy.getsockname()[1]}"
+        process = launch("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log", "--server", server)
+        wait_until(lambda: note_of().exists() and note_of().stat().st_size > 1000)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        for one in filler:
+            one.close()
+    assert (process.returncode, "may have been" in err) == (130, False)
+    assert names_in() == {"peps.txt"}
+
+
+class Steps:
+    """Runs of an order that are stopped at a step, and the same command once more."""
+
+    def __init__(self, folder: Path, peps):
+        self.peps = peps
+        command = [sys.executable, str(Path(__file__).with_name("order_steps.py"))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process, self.folder = subprocess.Popen(command, **pipes), folder
+
+    def run(self, argv: list[str], stop: str = "", step: int = 0) -> dict:
+        asked = {"argv": argv, "stop": stop, "step": step, "folder": str(self.folder)}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        ended = json.loads(self.process.stdout.readline())
+        assert "Traceback" not in ended["stderr"], (asked, ended)
+        assert ended["status"] in (0, 1, 2, 75, 77, 130, 143, -signal.SIGINT, -signal.SIGTERM), (asked, ended)
+        self.peps.wait_idle()
+        return ended
+
+
+@pytest.fixture
+def steps(folder, account, peps):
+    found = Steps(folder, peps)
+    yield found
+    found.process.stdin.close()
+    found.process.wait(10)
+
+
+CASES = {
+    "answered": lambda handler: False,
+    "answered late": lambda handler: threading.Event().wait(0.02),
+    "refused": refuse,
+    "not connected": None,
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
+@pytest.mark.parametrize("stop", ["exit", "SIGINT", "SIGTERM", "OSError"])
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_at_every_step(case, stop, steps, peps, request, capsys):
+    """No accepted order is repeated, no whole answer lost, and what certainly was not sent can be ordered again."""
+    stride = 1 if request.config.getoption("--every-step") or stop == "OSError" else 41
+    offset = random.SystemRandom().randrange(1, stride + 1)
+    server = closed_port() if case == "not connected" else peps.url
+    argv = ["-t", "31TCJ", *PERIOD, "-l", "J.log", "--server", server]
+    if CASES[case]:
+        peps.always.append((EXECUTE, CASES[case]))
+    for step in itertools.count(offset, stride):
+        for path in [*Path().glob("J.log*")]:
+            path.unlink()
+        sent, jobs = len(peps.requests(EXECUTE)), len(peps.jobs)
+        first = steps.run(argv, stop, step)
+        if not first["reached"]:
+            break
+        told = (case, stop, step, first)
+        note = note_of().read_bytes() if note_of().exists() else b""
+        answered = any(re.search(rb'statusLocation="[^"]+"', path.read_bytes()) for path in Path().glob("J.log*"))
+        arrived = len(peps.requests(EXECUTE)) - sent
+        again = steps.run(argv)
+        assert len(peps.jobs) - jobs <= 1, (told, again)
+        assert arrived <= 1, told
+        if len(peps.jobs) > jobs and arrived:
+            assert again["status"] in (1, 2), (told, again)  # in doubt, or named
+        if answered:
+            assert again["status"] == 2, (told, again)
+            assert list(peps.jobs)[-1] in Path("J.log").read_text(), told
+        certain = not arrived and (not note.startswith(peps_common.NOTE) or first["status"] == 75)
+        if certain or "is locked" in first["stderr"]:
+            expected = {"refused": 1, "not connected": 75}.get(case, 0)
+            assert again["status"] == expected, (told, again)
+            assert case == "not connected" or len(peps.requests(EXECUTE)) == sent + arrived + 1, told
+    assert step > 6
+    with capsys.disabled():
+        print(f"\n{case}, {stop}: {step} steps, one in {stride} from {offset} on", end=" ")
+
+
+# ---- lists of products
+
+
+def shows(*seen):
+    """The catalogue's features of acquisitions."""
+    return [feature(acquisition) for acquisition in seen]
+
+
+def ordered(peps) -> list[str]:
+    return sorted(job.subject for job in peps.jobs.values())
+
+
+def names(seen) -> list[str]:
+    return sorted(acquisition.l1c for acquisition in seen)
+
+
+def listed(path: str = "list.txt") -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected", "count"),
+    [(b"yes\n", 0, 12), (b"no\n", 1, 0), (b"perhaps\nno\n", 1, 0), (b"\x04", 1, 0), (b"", 130, 0)],
+    ids=["yes", "no", "neither, then no", "end of input", "Ctrl-C twice"],
+)
+def test_large_order_asks(terminal, peps, typed, expected, count):
+    """More than ten products are ordered after a yes alone."""
+
+    def see(text: bytes, process):
+        for _ in range(2 * (not typed and b"yes/no" in text)):
+            process.send_signal(signal.SIGINT)
+
+    shown = terminal("peps_maja_process", "-t", "31TCJ", *NOVEMBER, answer=typed, status=expected, see=see)
+    assert "12 products" in shown
+    assert "Traceback" not in shown
+    assert len(peps.jobs) == count
+
+
+@pytest.mark.parametrize(
+    ("typed", "ends", "count"),
+    [("yes\n", 0, 12), ("no\n", 1, 0), ("", 2, 0), ("what?\n", 2, 0), ("\xff\nyes\n", 0, 12)],
+)
+def test_large_order_asks_a_pipe_too(finish, peps, typed, ends, count):
+    """`echo yes |` answers; where nobody does, --yes is named and nothing is ordered."""
+    result = order_each(lambda *argv, status: finish(*argv, status=status, input=typed), status=ends)
+    assert len(peps.jobs) == count
+    if ends == 2:
+        only_line(result, "--yes")
+
+
+def test_what_is_ordered_already_is_not_asked_about(run, peps):
+    """Ten need no question, and the question is about the rest of an order."""
+    peps.catalogue = shows(*BOTH_ORBITS[:10])
+    order_each(run)
+    peps.catalogue = None
+    shown = order_each(run).out
+    assert ordered(peps) == names(BOTH_ORBITS)
+    assert shown.splitlines()[-1] == "12 products found: 10 ordered before, 2 ordered now"
+    assert sorted(listed()) == names(BOTH_ORBITS)
+
+
+def test_list_grows_and_keeps_its_entries(run, peps):
+    """What stands in the list stays, even without a newline at its end; a lost line is put back."""
+    Path("list.txt").write_text("an_older_product\nanother_one")
+    peps.catalogue = shows(*ORBIT_51[:2])
+    order_each(run)
+    Path("list.txt").write_text("\n".join(listed()[:-1]) + "\n")
+    order_each(run)
+    first, second = (seen.l1c for seen in ORBIT_51[:2])
+    assert listed() == ["an_older_product", "another_one", first, second]
+    assert len(peps.jobs) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
+def test_stopped_order_of_a_list_goes_on_with_the_rest(run, launch, peps, number):
+    """Stopped on the fourth of six: the next run leaves that one out, names it and its file, and orders the rest."""
+    never, numbers = threading.Event(), itertools.count(1)
+    # The client is dead when this ends: its request must not become a job after that.
+    lost = lambda handler: hold(never, None)(handler) or cut(None)(handler)  # noqa: E731
+    peps.always.append((SINGLE, lambda handler: next(numbers) == 4 and lost(handler)))
+    process = launch("peps_maja_process", "-t", "31TCJ", *NOVEMBER, "-o", "51")
+    peps.wait_for(lambda: len(peps.requests(SINGLE)) == 4)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    doubtful = peps.requests(SINGLE)[3].query.partition("product=")[2].partition("&")[0]
+    assert sorted(listed()) == ordered(peps)
+    only_line(order_each(run, "-o", "51", status=1), doubtful, f"remove {doubtful}.log.part", "in doubt")
+    assert ordered(peps) == sorted(set(names(ORBIT_51)) - {doubtful})
+    note_of(f"{doubtful}.log").unlink()
+    order_each(run, "-o", "51")
+    assert ordered(peps) == names(ORBIT_51)
+    assert sorted(listed()) == names(ORBIT_51)
+
+
+def test_first_doubt_of_a_list_ends_the_run(run, peps):
+    """Every order is answered 504: one is sent, not twelve, and never again."""
+    peps.always.append((SINGLE, status(504)))
+    only_line(order_each(run, "--yes", status=1), "may have been accepted", ".log.part", "the same line")
+    assert len(peps.requests(SINGLE)) == 1
+    order_each(run, "--yes", status=1)
+    assert len({request.query for request in peps.requests(SINGLE)}) == len(peps.requests(SINGLE)) == 2
+
+
+@pytest.mark.parametrize(("fault", "ends"), [(status(503), 75), (status(401), 1), (status(404), 1)])
+def test_one_cause_ends_the_run(run, peps, fault, ends):
+    """A refused account or a service that cannot now is not asked twelve times."""
+    peps.always.append((SINGLE, fault))
+    only_line(order_each(run, "--yes", status=ends))
+    assert len(peps.requests(SINGLE)) == 1
+    peps.always.clear()
+    order_each(run, "--yes")
+    assert ordered(peps) == names(BOTH_ORBITS)
+
+
+def test_refused_product_does_not_stop_the_others(run, peps):
+    """It is named with the service's reason and stays off the list; the next run orders it alone."""
+    refused = ORBIT_51[2].l1c
+    peps.refuse[refused] = "no such product on tape"
+    only_line(order_each(run, "-o", "51", status=1), refused, "no such product on tape")
+    assert sorted(listed()) == sorted(set(names(ORBIT_51)) - {refused})
+    peps.refuse.clear()
+    order_each(run, "-o", "51")
+    assert ordered(peps) == names(ORBIT_51)
+
+
+@pytest.mark.parametrize("where", ["logs", "lists", "."], ids=["-w", "beside the list", "the current folder"])
+def test_orders_are_found_where_the_download_looks(run, peps, where):
+    """Another -w orders nothing twice: jobs and doubts are found in -w, beside the list and in the current folder."""
+    for folder in ("logs", "lists"):
+        Path(folder).mkdir()
+    peps.catalogue = shows(*ORBIT_51[:2])
+    argv = ("peps_maja_process", "-t", "31TCJ", *NOVEMBER[:-1], "lists/list.txt")
+    peps.faults.append((f"product={ORBIT_51[1].l1c}", cut(None)))
+    run(*argv, "-w", where, status=1)
+    run(*argv, "-w", "logs", status=1)
+    assert ordered(peps) == [ORBIT_51[0].l1c]
+    assert len(peps.requests(SINGLE)) == 2
+    run("peps_maja_download", "-p", "lists/list.txt", "-w", "logs", status=75)
+
+
+def test_force_orders_single_products_anew(run, peps):
+    """What was canceled or has vanished can be had again; the logs are kept, where they were."""
+    peps.catalogue = shows(*ORBIT_51[:2])
+    order_each(run)
+    before = {name: Path(f"{name}.log").read_bytes() for name in names(ORBIT_51[:2])}
+    order_each(run, "--force", "-w", "elsewhere")
+    assert len(peps.jobs) == 4
+    for name, log in before.items():
+        assert Path(f"{name}.log.1").read_bytes() == log
+        assert Path(f"{name}.log").read_bytes() != log
+    assert listed() == [seen.l1c for seen in ORBIT_51[:2]]
+    assert names_in("elsewhere") == set()
+
+
+def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps):
+    """Two runs at once: what one of them orders, the other finds ordered when its turn comes."""
+    log = Path(f"{ORBIT_51[0].l1c}.log")
+    peps.catalogue = shows(ORBIT_51[0])
+    peps.faults.append((SEARCH, lambda handler: bool(log.write_bytes(answer(PLACE.format("theirs")))) and False))
+    result = order_each(run)
+    assert ("job theirs" in result.out, result.err) == (True, "")
+    assert listed() == [ORBIT_51[0].l1c]
+    assert peps.requests(SINGLE) == []
+
+
+def test_last_line_counts_what_was_really_ordered(run, peps):
+    """A log that is none counts as not ordered, and no zero is counted."""
+    earlier, spoilt, plain = ORBIT_51[:3]
+    peps.catalogue = shows(earlier)
+    order_each(run)
+    Path(f"{spoilt.l1c}.log").write_text("somebody's notes")
+    peps.catalogue = shows(earlier, spoilt, plain)
+    lines = order_each(run, status=2).out.splitlines()
+    assert lines[-1] == "3 products found: 1 ordered before, 1 ordered now, 1 not ordered"
+    assert "peps_maja_download.py -a peps.txt -p list.txt -w ." in lines[-2]
+    assert listed() == [earlier.l1c, plain.l1c]
+
+
+# ---- the catalogue
+
+
+def test_twelve_hundred_products_are_three_requests(run, peps):
+    """Each page is fetched once, in order, and the merged answer holds every product."""
+    named = [f"S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_{number:06}" for number in range(1200)]
+    peps.catalogue = [{"properties": {"productIdentifier": name}} for name in named]
+    result = order_each(run, "-n", "--json", "answer.json")
+    assert [re.findall(r"&page=(\d+)", request.query) for request in peps.journal] == [[], ["2"], ["3"]]
+    assert all(name in result.out for name in named)
+    saved = json.loads(Path("answer.json").read_text())
+    assert saved["type"] == "FeatureCollection"
+    assert [found["properties"]["productIdentifier"] for found in saved["features"]] == named
+    assert not any(link.get("rel") == "next" for link in saved["properties"].get("links", []))
+
+
+def test_server_that_ignores_the_page_ends_the_search(run, peps):
+    """A catalogue that sends its first page for ever is not asked for ever."""
+    properties = {"links": [{"rel": "next", "href": peps.url}]}
+    page = {"type": "FeatureCollection", "properties": properties, "features": shows(*ORBIT_51)}
+    peps.always.append((SEARCH, status(200, body=json.dumps(page).encode())))
+    order_each(run)
+    assert len(peps.requests(SEARCH)) == 2
+    assert ordered(peps) == names(ORBIT_51)
+
+
+def test_catalogue_without_end_is_an_error(run, peps):
+    """Each page brings something new, for ever: after a hundred it is enough."""
+    numbers = itertools.count()
+
+    def page(handler):
+        features = [{"properties": {"productIdentifier": f"S2A_{next(numbers)}"}}]
+        document = {"properties": {"links": [{"rel": "next"}]}, "features": features}
+        return status(200, body=json.dumps(document).encode())(handler)
+
+    peps.always.append((SEARCH, page))
+    only_line(order_each(run, status=1), "100 pages", "narrow the search")
+    assert len(peps.requests(SEARCH)) == 100
+    assert peps.requests(WPS) == []
+
+
+def test_missing_and_null_keys_do_not_matter(run, peps):
+    """All that a feature must have is the product's name; one without a usable name is left out with a warning."""
+    bare, null, odd, whole = ORBIT_51[:4]
+    nothing = dict.fromkeys(feature(null)["properties"])
+    usable = [
+        {"properties": {"productIdentifier": bare.l1c}},
+        {"id": None, "properties": {**nothing, "productIdentifier": null.l1c}},
+        {"id": 7, "properties": {**feature(odd)["properties"], "storage": ["tape"], "mgrs": 31}},
+        feature(whole),
+    ]
+    names_of_none = [None, 51, "../../etc/passwd", ".hidden", "a\nb", "a b"]
+    useless = [{"properties": {"productIdentifier": name}} for name in names_of_none]
+    peps.catalogue = [*usable, *useless, {"properties": {}}, {"properties": None}, None]
+    only_line(order_each(run), "warning", "9 entries")
+    assert ordered(peps) == names(ORBIT_51[:4])
+
+
+def test_storage_is_shown_before_the_order(run, peps):
+    peps.catalogue = shows(*ORBIT_51[:4])
+    modes = ("disk", "tape", "staging", "unknown")
+    for found, mode in zip(peps.catalogue, modes):
+        found["properties"]["storage"] = {"mode": mode}
+    lines = order_each(run).out.splitlines()
+    assert lines[:4] == [f"{seen.l1c}  ({mode})" for seen, mode in zip(ORBIT_51, modes)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends", "words"),
+    [
+        (status(200, body=error_body(400, "Bad collection")), 1, ("Bad collection",)),
+        (status(400, body=error_body(400, "Bad collection")), 1, ("Bad collection",)),
+        (status(404, body=error_body(404, "Bad collection")), 1, ("Bad collection", "--server")),
+        (status(401), 1, ("401", "peps.txt")),
+        (status(503), 75, ("503", "127.0.0.1:", "tried 5 times", "later")),
+        *((status(200, body=body), 75, ("later",)) for body in (b"<html>busy</html>", b"", b"[]", b'{"features": ['))
+    ],
+)  # fmt: skip
+def test_search_that_fails(run, peps, fault, ends, words):
+    """The service's own words are told, with host and port; something else than an answer is not "nothing found"."""
+    peps.always.append((SEARCH, fault))
+    line = only_line(order_each(run, status=ends), *words)
+    assert line.count("later") == (ends == 75)
+    assert peps.requests(WPS) == []
+
+
+def test_search_without_result_is_status_1(run, peps):
+    only_line(run("peps_maja_process", "-l", "Nowhere", *NOVEMBER, status=1))
+    assert peps.requests(WPS) == []
+
+
+def test_single_dry_run_orders_nothing(run, peps):
+    """-n shows the search, the products and the requests that the order then sends, and writes nothing."""
+    shown = order_each(run, "-n", "-o", "51").out.split()
+    assert names_in() == {"peps.txt"}
+    order_each(run, "-o", "51")
+    assert {f"{peps.url}{request.target}" for request in peps.journal} <= set(shown)
+    assert set(names(ORBIT_51)) <= set(shown)
+
+
+def test_quiet_orders_print_nothing(run, peps):
+    """An order is what was asked for, not news; its log tells the rest."""
+    assert order(run, "-q")[1:] == ("", "")
+    assert order_each(run, "-q", "-o", "51")[1:] == ("", "")
+    assert len(peps.jobs) == 7
