@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import peps_common as common
 from peps_common import L1C, CommonCause, PepsError, Service, Status, console, human, one_line, plural
@@ -90,10 +90,10 @@ REPORT_WORDS = {
 
 
 def parse_report(document: bytes) -> Report:
-    """Read a job's report, of FULL_MAJA or of the single-product MAJA.
+    """Read a job's report; raises Unreadable (75) if it is none.
 
     The keys are those of USER_INFO; where one is missing, the state word, percentCompleted and the .zip URLs are taken
-    from wherever they stand, as the single-product process writes them. Raises Unreadable (75) if it is none.
+    from wherever they stand, as the single-product process writes them.
     """
     whole = common.parse_json(document)
     if not isinstance(whole, dict):
@@ -146,12 +146,18 @@ def parse_unprocessed(value: object) -> tuple[int, tuple[str, ...]]:
         return (1, (one_line(value),)) if isinstance(value, str) and value.strip() else (0, ())
 
 
-def product_name(url: str) -> str:
-    """The file name of a result: one path component that can harm nothing, not even as a module beside the scripts.
+def http_url(text: str, base: str = "") -> str:
+    """The http or https URL that a text is, beside `base` if it is a relative one; empty if it is none."""
+    with contextlib.suppress(ValueError):
+        url = urljoin(base, text.strip())
+        if urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname:
+            return url
+    return ""
 
-    Raises PepsError (status 1) when the URL is none or its name is refused.
-    """
-    name = unquote(urlsplit(url).path.rpartition("/")[2]) if common.http_url(url) else ""
+
+def product_name(url: str) -> str:
+    """The file name of a result, which can harm nothing, not even as a module beside the scripts; raises PepsError."""
+    name = unquote(urlsplit(url).path.rpartition("/")[2]) if http_url(url) else ""
     if not common.is_file_name(name) or re.search(r"\.(part|py[cdow]?|pth|so|dll)$", name, re.IGNORECASE):
         raise PepsError(f"the result '{one_line(url)}' is refused: it is no http address of a plain file name")
     return name
@@ -169,10 +175,7 @@ def read_expected(path: Path) -> list[L1C]:
 
 
 def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterable[str]) -> list[common.Acquisition]:
-    """The expected acquisitions with neither a product nor a too cloudy one among the result URLs, in order.
-
-    The name of one bears the start of the data take, that of the other the time of the tile, some minutes later.
-    """
+    """The expected acquisitions with neither a product nor a too cloudy one, an hour from them, among the results."""
     there = [seen for seen in (common.acquisition(unquote(url.rpartition("/")[2])) for url in results) if seen]
     return [
         one
@@ -194,7 +197,7 @@ class Product:
     def __init__(self, url: str, path: Path, job: str):
         self.url, self.path, self.job = url, path, job
         self.size: int | None = None  # in bytes, where the server tells
-        self.status, self.words = Status.NOT_YET, ""
+        self.status = Status.NOT_YET
         self.received, self.seconds = 0, 0.0
         self.downloaded = self.damaged = self.read_through = False
 
@@ -229,10 +232,9 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
 
 
 def download(service: Service, product: Product, check: bool, on_bytes: Callable[[int], None]) -> None:
-    """Bring a product to its name, whole and checked, continuing what an earlier run left.
+    """Bring a product to its name, whole and checked (all CRCs with `check`), continuing what an earlier run left.
 
-    `check`: a product already there is whole only if all its CRCs are right. `on_bytes` is told, again and again, how
-    many more are on disk. Raises PepsError: status 75 when it may be had later, 1 when it cannot; OSError.
+    `on_bytes` is told, again and again, how many more are on disk. Raises PepsError, OSError.
     """
     began = time.monotonic()
     with common.part_file(product.path) as part:
@@ -257,10 +259,7 @@ def download(service: Service, product: Product, check: bool, on_bytes: Callable
 
 
 def receive_whole(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> bool:
-    """Fill a part file to the product's end, over as many connections as it takes while each makes progress.
-
-    Returns whether it was continued, so that its bytes come from more than one answer.
-    """
+    """Fill a part file, over as many connections as it takes while each makes progress; returns whether over many."""
     furthest, idle = os.fstat(part.fileno()).st_size, 0
     while True:
         try:
@@ -276,10 +275,7 @@ def receive_whole(service: Service, product: Product, part: Any, on_bytes: Calla
 
 
 def receive(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> int:
-    """Append one answer's body to a part file, and return the offset it began at.
-
-    Raises CutOff when the body ended too early; NotAProduct when it is none, with the part file untouched.
-    """
+    """Append one answer's body to a part file, and return the offset it began at; raises CutOff, NotAProduct."""
     held = os.fstat(part.fileno()).st_size
     for offset in (held, 0):
         headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
@@ -336,10 +332,9 @@ def bounded(text: str | None) -> int | None:
 
 
 def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | None:
-    """Where the body of an answer begins and how long the product is, both in bytes.
+    """Where an answer's body begins and how long the product is, in bytes (RFC 9110, sections 14.4 and 15.5.17).
 
-    (offset, offset) means that nothing is left to come; None that the answer does not fit the bytes from `offset`
-    on. RFC 9110, sections 14.4 and 15.5.17.
+    (offset, offset) means that nothing is left to come; None that the answer does not fit the bytes from `offset` on.
     """
     if code == 200:
         return 0, bounded(headers.get("Content-Length"))
@@ -418,7 +413,7 @@ class Job:
                 raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
         if answer.failed:
             raise PepsError(f"{self.log} holds a refused order: {answer.message}; order again", Status.USAGE)
-        if not (answer.status_location and common.http_url(answer.status_location, "https://server/")):
+        if not (answer.status_location and http_url(answer.status_location, "https://server/")):
             raise PepsError(f"{self.log} names no statusLocation that can be asked; {advice}", Status.USAGE)
         self.answer = answer
         with contextlib.suppress(OSError, PepsError):
@@ -437,7 +432,7 @@ class Job:
 
     def ask(self, service: Service) -> None:
         """Learn how the job stands, in two minutes at most; the documents are kept beside the log. Raises PepsError."""
-        location = common.http_url(self.answer.status_location, f"{service.base}/")
+        location = http_url(self.answer.status_location, f"{service.base}/")
         with service.patience.lasting(common.PATIENCE_S):
             document, answer = service.read(location, "status document", common.parse_wps)
             if not answer.failed:
@@ -534,27 +529,29 @@ class Job:
 def in_threads(
     function: Callable[[Any], None], items: list[Any], at_once: int, idle: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[Any, PepsError | None]]:
-    """Call a function with each item in threads, and yield each item when that is done, with its error if it failed.
+    """Call a function with each item in threads, as many as the system grants; yield each when done, with its error.
 
     The threads are daemons: Ctrl-C ends the script without waiting for the network. `idle` is called once a second.
     """
     from queue import Empty, SimpleQueue
 
-    waiting, done = SimpleQueue[Any](), SimpleQueue[Any]()
-    for item in items:
-        waiting.put(item)
+    todo, done = iter(items), SimpleQueue[Any]()
 
     def work() -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                item = waiting.get_nowait()
-                try:
-                    function(item)
-                    done.put((item, None))
-                except BaseException as err:
-                    done.put((item, err))
+        for item in todo:
+            try:
+                function(item)
+                done.put((item, None))
+            except BaseException as err:
+                done.put((item, err))
 
-    start_threads(work, min(at_once, len(items)))
+    for number in range(min(at_once, len(items))):
+        try:
+            threading.Thread(target=work, daemon=True).start()
+        except RuntimeError as err:
+            if number == 0:
+                raise PepsError("no thread can be started; free some memory or processes, run again") from err
+            break
     left = len(items)
     while left:
         try:
@@ -563,40 +560,13 @@ def in_threads(
             idle()
         else:
             left -= 1
-            yield item, expected(error)
-
-
-def start_threads(work: Callable[[], None], count: int) -> None:
-    """Start daemon threads, as many as the system grants; raises PepsError if that is none."""
-    for number in range(count):
-        try:
-            threading.Thread(target=work, daemon=True).start()
-        except RuntimeError as err:
-            if number == 0:
-                raise PepsError("no thread can be started; free some memory or processes, run again") from err
-            return
-
-
-def expected(err: BaseException | None) -> PepsError | None:
-    """An error of a thread as one that the user is told; raises what is a bug."""
-    if isinstance(err, OSError):
-        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
-        return (CommonCause if full else PepsError)(f"{common.os_words(err)}; put that right and run this again")
-    if isinstance(err, MemoryError):
-        return CommonCause("the memory is not enough; free some, or use a smaller -j")
-    if isinstance(err, PepsError):
-        err.__cause__ = err.__context__ = None  # their frames would keep sixteen large documents
-        return err.with_traceback(None)
-    if err is not None:
-        raise err
-    return None
+            yield item, error and common.expected(error)
 
 
 class FollowUp:
     """One run of a download script: its jobs, their products, and the account of both.
 
-    `connect` makes the Service, only if something must be asked; `hints` are what people should know of a job in a
-    state; `at_once` is the number of downloads; `check` reads the products on disk through.
+    `connect` makes the Service, only if something must be asked; `at_once` is the number of downloads.
     """
 
     def __init__(
@@ -674,7 +644,8 @@ class FollowUp:
         there = [one for one in self._wanted() if one.status == Status.NOT_YET and os.path.lexists(one.path)]
         for product, err in in_threads(look, there, self.at_once):
             product.read_through = self.check and product.path.suffix == ".zip"
-            product.words = self._failed(product, err) if err else ""
+            if err:
+                self._give_up([product], err)
 
     def _measure(self, product: Product) -> None:
         """Ask for the size of a product: a wish, and not repeated at a server that does not grant it."""
@@ -707,8 +678,7 @@ class FollowUp:
             if job.doubt and job.state != State.IN_DOUBT:
                 console.error(f"{job.name}: {job.doubt}")
         for words, stopped in causes.items():
-            what = stopped[0].name if len(stopped) == 1 else plural(len(stopped), "job")
-            console.error(PepsError(f"{what}: {words}", stopped[0].state.status))
+            tell_cause([job.name for job in stopped], "job", PepsError(words, stopped[0].state.status))
 
     def _tell_results(self, job: Job) -> None:
         for name in job.cloudy if job.asked else ():
@@ -744,13 +714,11 @@ class FollowUp:
                     words = f"{product.path.name}  {size} in {duration(product.seconds)}, {rate}/s"
                     console.say(f"[{done}/{total}] {words}", news=True)
                 elif isinstance(err, CommonCause):
-                    product.status = err.status
-                    words = (
-                        f"another run is at work in {self.folder}" if isinstance(err, common.AnotherRun) else str(err)
-                    )
+                    product.status, other = err.status, isinstance(err, common.AnotherRun)
+                    words = f"another run is at work in {self.folder}" if other else str(err)
                     causes.setdefault(words, []).append(product)
                 elif err:
-                    product.words = self._failed(product, err)
+                    self._give_up([product], err)
         self._spent += time.monotonic() - began
         self._look_on_disk()  # what another run was at may be there by now
         for words, stopped in causes.items():
@@ -758,21 +726,13 @@ class FollowUp:
             if left:
                 self._give_up(left, CommonCause(words, left[0].status))
 
-    def _failed(self, product: Product, err: PepsError) -> str:
-        product.status = err.status
-        words = f"{product.job}: {product.path.name}: {err}"
-        if words != product.words:
-            console.error(PepsError(words, err.status))
-        return words
-
-    def _give_up(self, products: list[Product], cause: CommonCause) -> None:
+    def _give_up(self, products: list[Product], cause: PepsError) -> None:
         """Say in one line why products are not downloaded, unless that was said before."""
-        new = [product for product in products if product.words != str(cause)]
         for product in products:
-            product.status, product.words = cause.status, str(cause)
-        if new:
-            one = f"{new[0].job}: {new[0].path.name}" if len(new) == 1 else plural(len(new), "product")
-            console.error(CommonCause(f"{one}: {cause}", cause.status))
+            product.status = cause.status
+        names = [f"{product.job}: {product.path.name}" for product in products]
+        if console.once(str(cause) if isinstance(cause, CommonCause) else f"{names}: {cause}"):
+            tell_cause(names, "product", cause)
 
     def _that_fit(self, products: list[Product]) -> list[Product]:
         """The products for which the folder has room, as far as the server tells their sizes."""
@@ -888,6 +848,12 @@ def progress_bar(products: list[Product]) -> Iterator[Any]:
             yield advance, describe
         finally:
             console.bar = None
+
+
+def tell_cause(names: list[str], noun: str, cause: PepsError) -> None:
+    """Say in one line what stops one or many for one reason."""
+    what = names[0] if len(names) == 1 else plural(len(names), noun)
+    console.error(PepsError(f"{what}: {cause}", cause.status))
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """What the four PEPS/MAJA scripts share.
 
 From top to bottom: outcomes and words, the frame of a command line, the account, documents (pure parsing), the network
-(`Service`, the only door), part files, and the log with the order that goes into it. Importing this module has no
-effect and loads little: requests comes in when a `Service` is made, so that `-h` or a typing error answers at once.
+(`Service`, the only door), part files, and the log with the order that goes into it. Importing it has no effect and
+loads little: requests comes in when a `Service` is made, so that `-h` or a typing error answers at once.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ MEMORY_MAX_BYTES = 32 * 1024 * 1024  # of the values of one document
 CATALOGUE_MAX_BYTES = 160 * 1024 * 1024  # of all pages of a search
 PAGE_RECORDS = 500
 SCRIPTS = ("full_maja_process", "full_maja_download", "peps_maja_process", "peps_maja_download")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
 
@@ -104,10 +105,6 @@ class CutOff(Exception):
     """A body ended before its end; what came is kept, and the rest can be asked for."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM."""
-
-
 class Console:
     """Where words go: what a person wants to know to stdout, warnings, errors and the progress bar to stderr."""
 
@@ -147,7 +144,7 @@ class Console:
             # The reader has left (`| head`) or the disk is full: no reason to leave a download half done.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if stream is sys.stdout and not isinstance(err, BrokenPipeError):
-                self.error(f"warning: standard output: {os_words(err)}; the run goes on without it")
+                self.error(f"warning: standard output: {in_words(err)}; the run goes on without it")
 
 
 console = Console()
@@ -173,8 +170,10 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def os_words(err: OSError, path: Path | None = None) -> str:
-    """An OSError in words, with the file that the user knows; `path` is for those that do not name one."""
+def in_words(err: BaseException, path: Path | None = None) -> str:
+    """An error in words; an OSError with its file, `path` for those that do not name one."""
+    if not isinstance(err, OSError):
+        return str(err) or type(err).__name__
     words = "is a link, which is not followed" if err.errno == errno.ELOOP else err.strerror or str(err)
     file = path or (Path(err.filename) if isinstance(err.filename, str) else None)
     if file and err.errno == errno.ENOENT and not file.parent.is_dir():
@@ -188,8 +187,21 @@ def named_file(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise PepsError(f"{os_words(err, path)}; {advice}", Status.FAILED if full else Status.USAGE) from err
+        status = Status.FAILED if err.errno in FULL else Status.USAGE
+        raise PepsError(f"{in_words(err, path)}; {advice}", status) from err
+
+
+def expected(err: BaseException) -> PepsError:
+    """What user, service, network, disk and the system's limits do, as an error with words; raises what is a bug."""
+    if isinstance(err, PepsError):
+        err.__cause__ = err.__context__ = None  # their frames would keep sixteen large documents
+        return err.with_traceback(None)
+    if isinstance(err, OSError):
+        kind = CommonCause if err.errno in FULL else PepsError
+        return kind(f"{in_words(err)}; put that right and run this again")
+    if isinstance(err, MemoryError):
+        return CommonCause("the memory is not enough; free some, or use a smaller -j")
+    raise err
 
 
 # The frame of a command line
@@ -309,12 +321,12 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def stop(number: int, frame: object) -> None:
-    """The handler of SIGINT and SIGTERM: raises Interrupted, unless one is on its way out already."""
+    """The handler of SIGINT and SIGTERM: raises KeyboardInterrupt, unless one is on its way out already."""
     handled = sys.exc_info()[1]
-    while handled is not None and not isinstance(handled, Interrupted):
+    while handled is not None and not isinstance(handled, KeyboardInterrupt):
         handled = handled.__context__
     if handled is None:
-        raise Interrupted(number)
+        raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager
@@ -346,9 +358,9 @@ def run_script(
             signal.signal(number, end if argv is None else handler)
 
     try:
-        if threading.current_thread() is threading.main_thread():
-            caught = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
-            before += [(number, signal.signal(number, stop) or signal.SIG_DFL) for number in caught]
+        for number in STOPS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before.append((number, signal.signal(number, stop) or signal.SIG_DFL))
         status = outcome(build_parser, run, sys.argv[1:] if argv is None else argv, words_of)
         release(signal.SIG_DFL)
     except KeyboardInterrupt as stopped:
@@ -362,7 +374,7 @@ def run_script(
 
 
 def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv: list[str], words_of: Any) -> int:
-    """Turn whatever user, service, network, disk and the system's limits do into a line and a status; a bug is none."""
+    """Parse and run; what is expected to fail becomes a line and a status, a bug keeps its traceback."""
     try:
         parser = build_parser()
         console.prog, console.arguments = parser.prog, argv
@@ -377,24 +389,17 @@ def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv
         return run(args)
     except SystemExit as end:  # argparse's way out of -h and --version
         return int(end.code or 0)
-    except PepsError as err:
-        console.error(err)
-        return err.status
-    except OSError as err:
-        console.error(f"{os_words(err)}; put that right and run this again")
-    except MemoryError:
-        console.error("the memory is not enough; free some, or use a smaller -j")
-    return Status.FAILED
+    except (PepsError, OSError, MemoryError) as err:
+        error = expected(err)
+        console.error(error)
+        return error.status
 
 
 # The account, and who may see it
 
 
 def parse_account(text: str) -> tuple[str, str]:
-    """E-mail and password in the text of an account file: on its line stand e-mail, blanks, password, blanks.
-
-    Raises ValueError when there is no such line. Its message never quotes the text.
-    """
+    """E-mail and password of an account file's text; raises ValueError, whose words never quote the text."""
     line = text.lstrip("\ufeff\r\n").split("\n")[0].rstrip("\r").strip(" \t")
     found = re.fullmatch(r"([^ \t]+)[ \t]+(.+)", line, re.DOTALL)
     if not found:
@@ -403,10 +408,7 @@ def parse_account(text: str) -> tuple[str, str]:
 
 
 def read_account(path: Path) -> str:
-    """The token of the account in a file (RFC 7617, in UTF-8); its password is in no later output.
-
-    Warns if others can read it; raises PepsError (status 2) if it is no account file.
-    """
+    """The token of the account in a file (RFC 7617, in UTF-8), masked in all later output; raises PepsError (2)."""
     from base64 import b64encode
 
     with named_file(path, "name your account file with -a"):
@@ -476,17 +478,13 @@ def prefer_https(url: str, server: str) -> str:
 
 
 class WpsAnswer(NamedTuple):
-    """A WPS 1.0.0 answer: an ExecuteResponse (also kept as the log), a status document or a refusal.
+    """A WPS 1.0.0 answer: an ExecuteResponse (also kept as the log), a status document or a refusal."""
 
-    `state` is the name of the element in Status (`ProcessAccepted` ... `ProcessFailed`), or `Refused`; `progress` its
-    percentCompleted.
-    """
-
-    state: str
+    state: str  # the name of the element in Status (`ProcessAccepted` ... `ProcessFailed`), or `Refused`
     status_location: str = ""
     report_url: str = ""
     message: str = ""
-    progress: str = ""
+    progress: str = ""  # percentCompleted
 
     @property
     def failed(self) -> bool:
@@ -507,15 +505,10 @@ class WpsAnswer(NamedTuple):
 
 
 def parse_wps(document: bytes, cut: bool = False) -> WpsAnswer:
-    """Read a WPS 1.0.0 answer, whatever its namespace prefixes and line breaks, or the service's JSON error.
+    """Read a WPS 1.0.0 answer (OGC 05-007r7, 10.3; OGC 06-121r3, 8), or the service's JSON error.
 
-    Source of the rules: OGC 05-007r7 (WPS 1.0.0), section 10.3, and OGC 06-121r3, section 8, for ExceptionReport. With
-    `cut`, what broke off behind the root's start tag counts too: its statusLocation is all that a job needs.
-
-    Raises
-    ------
-    Unreadable
-        When it is neither (status 75: an answer that may be in order next time), or is not to be trusted (status 1).
+    With `cut`, what broke off behind the root's start tag counts too: its statusLocation is all that a job needs.
+    Raises Unreadable, status 75 where it may be in order next time, 1 where it is not to be trusted.
     """
     error = parse_json_error(document)
     if error:
@@ -531,13 +524,10 @@ def parse_wps(document: bytes, cut: bool = False) -> WpsAnswer:
     found = root.findall("{*}ProcessOutputs/{*}Output/{*}Reference")
     best = [reference for reference in found if "json" in reference.get("mimeType", "").lower()] or found
     hrefs = [value for reference in best for key, value in reference.items() if key.rpartition("}")[2] == "href"]
-    return WpsAnswer(
-        state=local_name(state) if state is not None else "",
-        status_location=root.get("statusLocation", "").strip(),
-        report_url=hrefs[-1].strip() if hrefs else "",
-        message=words or one_line("" if state is None else state.text or ""),
-        progress="" if state is None else one_line(state.get("percentCompleted", ""), 20),
-    )
+    progress = "" if state is None else one_line(state.get("percentCompleted", ""), 20)
+    place, report = root.get("statusLocation", "").strip(), hrefs[-1].strip() if hrefs else ""
+    words = words or one_line("" if state is None else state.text or "") or "no reason given"
+    return WpsAnswer("" if state is None else local_name(state), place, report, words, progress)
 
 
 def local_name(element: Any) -> str:
@@ -559,7 +549,7 @@ def parse_xml(document: bytes, cut: bool) -> Any:
             self.root = element if self.root is None else self.root
             return element
 
-    refuse_heavy(document)
+    weigh(document)
     builder = Builder()
     parser = ElementTree.XMLParser(target=builder)  # noqa: S314  (no DTD, no entities)
     try:
@@ -571,30 +561,22 @@ def parse_xml(document: bytes, cut: bool) -> Any:
         raise Unreadable("no XML document, or half of one", Status.NOT_YET) from err
 
 
-def weight(document: bytes) -> int:
-    """How many bytes the values of a document may take: `<a/>` a million times takes more than it is long."""
-    return len(document) + 72 * sum(map(document.count, b"<=,[{"))
+def weigh(document: bytes) -> int:
+    """How many bytes the values of a document may take, since a million `<a/>` take more than they are long.
 
-
-def refuse_heavy(document: bytes) -> None:
-    if weight(document) > MEMORY_MAX_BYTES:
+    Raises Unreadable if they are too many.
+    """
+    bytes_taken = len(document) + 72 * sum(map(document.count, b"<=,[{"))
+    if bytes_taken > MEMORY_MAX_BYTES:
         raise Unreadable("a document of too many values, which is refused", Status.FAILED)
-
-
-def http_url(text: str, base: str = "") -> str:
-    """The http or https URL that a text is, beside `base` if it is a relative one; empty if it is none."""
-    with contextlib.suppress(ValueError):
-        url = urljoin(base, text.strip())
-        if urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname:
-            return url
-    return ""
+    return bytes_taken
 
 
 def parse_json(document: bytes) -> Any:
     """The value of a JSON document; raises Unreadable."""
     import json
 
-    refuse_heavy(document)
+    weigh(document)
     try:
         return json.loads(document)
     except (ValueError, RecursionError) as err:
@@ -602,10 +584,7 @@ def parse_json(document: bytes) -> Any:
 
 
 def parse_json_error(document: bytes, code: int = 400) -> tuple[int, str] | None:
-    """Code and message of the service's error, `{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}`, else None.
-
-    It may come with HTTP 200; `code` is for an error that gives none.
-    """
+    """Code (else `code`) and words of the service's `{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}`, else None."""
     with contextlib.suppress(Unreadable):
         error = as_dict(parse_json(document)) if b'"Error' in document else {}
         if {"ErrorCode", "ErrorMessage"} & set(error):
@@ -670,10 +649,7 @@ def as_dict(value: object) -> dict[str, Any]:
 
 
 def parse_page(document: bytes) -> tuple[dict[str, Any], bool]:
-    """A page of the catalogue (a GeoJSON FeatureCollection of resto 2), and whether there is another one.
-
-    Raises Unreadable when it is no such answer (status 75).
-    """
+    """A page of the catalogue (resto 2's FeatureCollection), and whether there is another one; raises Unreadable."""
     whole = as_dict(parse_json(document))
     if not isinstance(whole.get("features"), list):
         raise Unreadable("a JSON document that is no catalogue answer", Status.NOT_YET)
@@ -708,11 +684,7 @@ class Patience(threading.local):
 
 
 class Receiver(io.RawIOBase):
-    """The bytes that come from a socket, as long as the patience lasts.
-
-    A timeout of the socket alone begins anew with each byte: headers, interim answers or trailers that come one byte
-    at a time would hold a run up for ever.
-    """
+    """The bytes of a socket, as long as the patience lasts: a timeout alone begins anew with each byte that drips."""
 
     def __init__(self, sock: Any, raw: Any, patience: Patience):
         self._sock, self._raw, self._patience = sock, raw, patience
@@ -782,10 +754,6 @@ def make_session(patience: Patience, connections: int, **tries: Any) -> Any:
             if response is not None:
                 response.close()  # urllib3 would read it to its end
             return following
-
-        def sleep(self, response: Any = None) -> None:
-            with stops(held=False):
-                super().sleep(response)
 
     class Adapter(HTTPAdapter):
         def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
@@ -865,16 +833,13 @@ class Service:
     def open(
         self, url: str, what: str, *, method: str = "GET", headers: Any = None, accept: Any = (200,), wish: bool = False
     ) -> Any:
-        """Ask for a URL and return the response, its body unread; a `wish` is tried once.
-
-        Raises PepsError with host, reason and the status that follows; Gone for 404 and 410, seen twice.
-        """
+        """Ask for a URL, a `wish` once; returns the response, its body unread, raises PepsError, Gone if 404 twice."""
         cause = self._causes.get("") or self._causes.get(host_of(url))
         if cause:
             raise CommonCause(str(cause), cause.status)
         session = self._wishes if wish else self._reads
         response = self._send(session, method, url, what, headers or {})
-        if response.status_code in (404, 410) and not wish and what != "search":
+        if response.status_code in (404, 410) and not wish:
             response.close()
             time.sleep(MOMENT_S)
             response = self._send(session, method, url, what, headers or {})
@@ -934,20 +899,20 @@ class Service:
         return document, value
 
     def submit(self, url: str, keep: Callable[[bytes], None]) -> tuple[Any, str]:
-        """Send an execute request once, and hand each piece of the answer to `keep`.
+        """Send an execute request once, hand each piece of the answer to `keep`, and return what is wrong with its end.
 
-        Returns the response, and why its body is not whole. `patience.handed_over` tells, also after an error, whether
-        the request may have arrived.
+        `patience.handed_over` tells, also after an error, whether the request may have arrived.
         """
         with self.patience.lasting(PATIENCE_S):
             response = self._send(self._orders, "GET", url, "order", {"Connection": "close"})
+            why = f"{host_of(response.url)} answered {response.status_code}" if response.status_code >= 300 else ""
             try:
                 with response:
                     for piece in self.pieces(response, "answer", DOCUMENT_MAX_BYTES):
                         keep(piece)
             except (CutOff, PepsError) as err:
-                return response, f"its answer broke off ({err})"
-        return response, ""
+                why = why or f"its answer broke off: {err}"
+        return response, why
 
     def _no_answer(self, url: str, what: str, err: BaseException, counts: bool = True) -> PepsError:
         """The error that a failure of the network is."""
@@ -994,11 +959,22 @@ class Service:
             return self._out_of_order(host, f"{host} answers {code}{said}", counts)
         return PepsError(f"{host} refused the {what} ({code}){said or ': no reason given'}")
 
-    def search(self, area: str, start: str, end: str, relative_orbit: int | None = None) -> dict[str, Any]:
-        """Every L1C product of the catalogue, all pages merged in one FeatureCollection.
+    def refused_order(self, response: Any, document: bytes) -> PepsError | None:
+        """The refusal that an answer to an order is in so many words; None where it leaves a doubt."""
+        status, error = response.status_code, parse_json_error(document, response.status_code)
+        code, words = error_words(document, status)
+        for now in (429, 503):
+            if now in (code, status):
+                return self.refusal(response, "order", now, words)
+        if words and not error:
+            return PepsError(f"{host_of(response.url)} refused the order: {words}")
+        refused = code != 408 and code < 500 and (error or code >= 400)
+        return self.refusal(response, "order", code, words) if refused else None
 
-        `area` is its part of the query, such as `tileid=31TCJ`; `start` to before `end` are ISO 8601, UTC, a date alone
-        its first moment; `relative_orbit`, 1 to 143, keeps the products of that orbit alone.
+    def search(self, area: str, start: str, end: str, relative_orbit: int | None = None) -> dict[str, Any]:
+        """Every L1C product of the catalogue, of one relative orbit or of all, merged in one FeatureCollection.
+
+        `area` is its part of the query, such as `tileid=31TCJ`; `start` to before `end` are ISO 8601, UTC.
         """
         query = search_url(self.base, area, start, end)
         merged: dict[str, Any] = {}
@@ -1006,7 +982,7 @@ class Service:
         heavy = 0
         for number in range(1, 101):
             document, (page, more) = self.read(f"{query}&page={number}" if number > 1 else query, "search", parse_page)
-            before, heavy = len(found), heavy + weight(document)
+            before, heavy = len(found), heavy + weigh(document)
             for feature in page["features"]:
                 product = L1C.from_feature(feature)
                 found.setdefault(product.name if product else repr(feature), feature)
@@ -1055,7 +1031,7 @@ def error_words(document: bytes, code: int) -> tuple[int, str]:
     """The code and the words of an error, if its body is one of WPS or the service's JSON."""
     error = parse_json_error(document, code)
     with contextlib.suppress(Unreadable):
-        answer = parse_wps(document)
+        answer = parse_wps(document, cut=True)
         return error or (code, answer.message if answer.failed else "")
     return code, ""
 
@@ -1103,10 +1079,9 @@ def open_own(name: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def part_file(path: Path, wait_s: float = 0, suffix: str = ".part") -> Iterator[io.FileIO]:
-    """Open `<path>.part`, which grows beside `path` until `finish` gives it its name, and lock it.
+    """Open `<path>.part`, which grows until `finish` gives it its name, and lock it for this process, however it ends.
 
-    The lock ends with this process, however it ends; what was written stays for the next run to continue. An empty
-    one is removed. Raises AnotherRun (status 75) when another run still holds it after `wait_s` seconds.
+    An empty one is removed. Raises AnotherRun (status 75) when another run still holds it after `wait_s` seconds.
     """
     part, end = part_path(path, suffix), time.monotonic() + wait_s
     while True:
@@ -1227,7 +1202,7 @@ def beside(log: Path, suffix: str) -> Path:
 def look_at(log: Path, part: io.FileIO | None = None) -> WpsAnswer | None:
     """The answer in a log file, refused or not, None if there is none; what a killed order left beside it is settled.
 
-    Raises PepsError: OrderInDoubt, or status 2 for a file that is no WPS answer: it may be anything, and stays.
+    Raises OrderInDoubt; PepsError (status 2) for a file that is no WPS answer.
     """
     with contextlib.ExitStack() as stack, named_file(log, "choose another log file"):
         require_plain(log)
@@ -1259,22 +1234,18 @@ def find_log(name: str, folders: Iterable[Path]) -> Path:
 
 
 def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[WpsAnswer, bool]:
-    """Send an execute request and keep the answer as the log, byte for byte.
+    """Send an execute request and keep the answer as the log, byte for byte; what the log holds is not ordered again.
 
     `force` replaces what the log holds, and orders anew what is in doubt; the old stays as `<log>.1`, `.2` ...
-    Returns the job, and whether it is a new one: what the log holds is not ordered again.
-
-    Raises
-    ------
-    PepsError
-        OrderInDoubt; status 2 when the log cannot be written; else the service's refusal.
+    Returns the job, and whether it is a new one. Raises OrderInDoubt; else PepsError, and nothing was ordered.
     """
     with contextlib.ExitStack() as stack:
         with named_file(log, "nothing was sent, choose another log file"):
             require_plain(log)
             part = stack.enter_context(part_file(log))
-            settled = settle(part, log, force)
-        answer = None if force and not settled else look_at(log, part)
+            answer = settle(part, log, force)
+        if not (answer or force):
+            answer = look_at(log, part)
         if answer and answer.holds_job:
             return answer, False
         service.patience.ordering = True
@@ -1282,38 +1253,10 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[W
             return place(service, url, part, log), True
 
 
-def settle(part: io.FileIO, log: Path, force: bool = False) -> bool:
-    """Deal with what a killed order left in a log's part file; returns whether it was a job, which now is the log.
-
-    Raises OrderInDoubt, unless `force` moves the doubt to `<log>.1`.
-    """
-    content = part.read(DOCUMENT_MAX_BYTES + CHUNK_BYTES)
-    noted = re.match(re.escape(NOTE) + rb"(\S+) (\S+)\n\n", content)
-    document = content[noted.end() if noted else 0 :].rstrip(b"\0")
-    if not noted and (not document.strip() or content.startswith(NOTE) or NOTE.startswith(content)):
-        part.truncate(0)  # the note itself was not yet written, so nothing was sent
-        return False
-    with contextlib.suppress(Unreadable):
-        if parse_wps(document, cut=True).holds_job:
-            name_log(part, log, document)
-            return True
-    if not force:
-        when = f"of {noted[1].decode()} " if noted else ""
-        where = f" on {noted[2].decode().partition('/resto/')[0]}" if noted else ""
-        rest = f" (what came as its answer is in {part.name})" if document.strip() else ""
-        raise OrderInDoubt(
-            f"an order {when}for {log} is in doubt{rest}: it may have been accepted, so nothing was sent now; look at "
-            f"your jobs{where}"
-        )
-    keep_copy(log, content.rstrip(b"\0"))
-    part.truncate(0)
-    return False
-
-
 def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
-    """Note an order durably, send it, and conclude: the answer becomes the log, the note goes, or the doubt stays."""
+    """Note an order durably, send it once, and conclude: the answer becomes the log, the note goes, or doubt stays."""
     note = NOTE + f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {url}\n\n".encode()
-    received, response, trouble, stopped = bytearray(), None, "", None
+    received, response, why, stopped = bytearray(), None, "", None
 
     def keep(piece: bytes) -> None:
         received.extend(piece)
@@ -1323,83 +1266,85 @@ def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
     try:
         with named_file(log, "nothing was sent, choose another log file"):
             part.seek(0)
-            write(part, note + bytes(65536))
+            write(part, note + bytes(65536))  # room for an answer
             os.fsync(part.fileno())
             part.seek(len(note))
-        response, trouble = service.submit(url, keep)
-        part.truncate(len(note) + len(received))
-        os.fsync(part.fileno())
-    except (PepsError, OSError, MemoryError, Interrupted) as err:
+        response, why = service.submit(url, keep)
+    except (PepsError, OSError, MemoryError, KeyboardInterrupt) as err:
         if not service.patience.handed_over:
             forget(part)
             raise
-        stopped = err if isinstance(err, Interrupted) else None
-        trouble = os_words(err, log) if isinstance(err, OSError) else str(err) or type(err).__name__
+        stopped = err if isinstance(err, KeyboardInterrupt) else None
+        why = "nobody waited for its answer" if stopped else in_words(err)
     try:
-        return conclude(service, response, part, log, bytes(received), trouble)
+        with contextlib.suppress(OSError):
+            part.truncate(len(note) + len(received))
+            os.fsync(part.fileno())
+        refused = service.refused_order(response, bytes(received)) if response is not None else None
+        if refused:
+            forget(part)
+            raise refused
+        answer = settle(part, log, why=why)
+        assert answer
+        return answer
     finally:
         if stopped:
             raise stopped
 
 
-def conclude(service: Service, response: Any, part: io.FileIO, log: Path, document: bytes, trouble: str) -> WpsAnswer:
-    """What an order came to: the job, which now is the log; else raises the refusal, or OrderInDoubt."""
-    host, code = (host_of(response.url), response.status_code) if response is not None else (host_of(service.base), 200)
-    answer = WpsAnswer("")
+def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "") -> WpsAnswer | None:
+    """Deal with what an order left in a log's part file: a job becomes the log, and is returned.
+
+    Raises OrderInDoubt, with what is known of the reason, unless `force` moves the doubt to `<log>.1`.
+    """
+    part.seek(0)
+    content = part.read(DOCUMENT_MAX_BYTES + CHUNK_BYTES)
+    noted = re.match(re.escape(NOTE) + rb"(\S+) (\S+)\n\n", content)
+    document = content[noted.end() if noted else 0 :].rstrip(b"\0")
+    if not noted and (not document.strip() or content.startswith(NOTE) or NOTE.startswith(content)):
+        part.truncate(0)  # the note itself was not yet written, so nothing was sent
+        return None
+    rest = f"; what came as its answer is in {part.name}" if document.strip() else ""
     try:
         answer = parse_wps(document, cut=True)
+        if answer.holds_job:
+            name_log(part, log, document, answer)
+            return answer
+        why = why or "its answer names no statusLocation"
     except Unreadable as err:
-        trouble = trouble or (f"it sent {err}" if document.strip() else "its answer is empty")
-    if answer.holds_job:
-        try:
-            name_log(part, log, document)
-        except (OSError, PepsError) as err:
-            why = os_words(err, log) if isinstance(err, OSError) else str(err)
-            raise PepsError(
-                f"job {one_line(answer.job_id)} is ordered, its statusLocation is {one_line(answer.status_location)}, "
-                f"but its log cannot be written ({why}); keep this line, and run the same command again"
-            ) from err
-        return answer
-    refused = refused_order(service, response, document, answer)
-    if refused:
-        forget(part)
-        raise refused
-    why = f"it answered {code}" if code >= 300 else trouble or answer.message or "its answer names no statusLocation"
-    rest = f"; what came as its answer is in {part.name}" if document.strip() else ""
+        why = why or (f"its answer is {err}" if rest else "its answer is empty, or was lost")
+    if force:
+        keep_copy(log, content.rstrip(b"\0"))
+        part.truncate(0)
+        return None
+    when, place = (noted[1].decode(), noted[2].decode().partition("/resto/")[0]) if noted else ("an older run", "")
     raise OrderInDoubt(
-        f"the order was sent to {host}, but {why}{rest}: it may have been accepted; look at your jobs on {service.base}"
+        f"the order of {when} for {log} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
+        f"look at your jobs{place and f' on {place}'}"
     )
-
-
-def refused_order(service: Service, response: Any, document: bytes, answer: WpsAnswer) -> PepsError | None:
-    """The refusal that an answer to an order is in so many words; None where it leaves a doubt."""
-    if response is None:
-        return PepsError(f"the order was refused: {answer.message}") if answer.failed else None
-    error = parse_json_error(document, response.status_code)
-    code = error[0] if error else response.status_code
-    if {code, response.status_code} & {429, 503}:
-        return service.refusal(response, "order", 429 if 429 in (code, response.status_code) else 503, answer.message)
-    if answer.failed and not error:
-        return PepsError(f"{host_of(response.url)} refused the order: {answer.message}")
-    if code != 408 and (code < 500 if error else 400 <= code < 500):
-        return service.refusal(response, "order", code, error[1] if error else "")
-    return None
 
 
 def forget(part: io.FileIO) -> None:
     """Take a note back: the order was not placed, or its answer is the log."""
-    for take_back in (lambda: part.truncate(0), lambda: os.unlink(part.name)):
+    try:
+        part.truncate(0)
+    except OSError:
         with contextlib.suppress(OSError):
-            take_back()
-            return
+            os.unlink(part.name)
 
 
-def name_log(part: io.FileIO, log: Path, document: bytes) -> None:
+def name_log(part: io.FileIO, log: Path, document: bytes, answer: WpsAnswer) -> None:
     """Write the log from the answer in its part file, keeping what it replaces; the note goes last."""
-    old = log.read_bytes() if log.exists() else b""
-    if old != document:
-        keep_copy(log, old)
-        write_whole(log, document, suffix=".new")
+    try:
+        old = log.read_bytes() if log.exists() else b""
+        if old != document:
+            keep_copy(log, old)
+            write_whole(log, document, suffix=".new")
+    except (OSError, PepsError) as err:
+        raise PepsError(
+            f"job {one_line(answer.job_id)} is ordered, its statusLocation is {one_line(answer.status_location)}, but "
+            f"its log cannot be written ({in_words(err)}); keep this line, and run the same command again"
+        ) from err
     forget(part)
 
 
