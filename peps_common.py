@@ -695,15 +695,21 @@ class Receiver(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         from select import select
         from socket import timeout
+        from ssl import SSLWantReadError
 
-        left = min(self._patience.left(), READ_TIMEOUT_S)
-        if left <= 0:
-            raise timeout("timed out")
-        self._sock.settimeout(left)
-        if self._patience.ordering and not getattr(self._sock, "pending", int)():
-            with stops(held=False):  # before the first byte of an answer, not with its last in hand
-                select([self._sock], [], [], left)
-        return int(self._sock.recv_into(buffer))
+        ordering = self._patience.ordering
+        while True:
+            left = min(self._patience.left(), READ_TIMEOUT_S)
+            if left <= 0:
+                raise timeout("timed out")
+            try:
+                self._sock.settimeout(0 if ordering else left)
+                return int(self._sock.recv_into(buffer))
+            except (BlockingIOError, SSLWantReadError):
+                with stops(held=False):  # while nothing has come, not with the last byte of an answer in hand
+                    select([self._sock], [], [], left)
+            finally:
+                self._sock.settimeout(left)
 
     def close(self) -> None:
         self._raw.close()

@@ -177,7 +177,8 @@ def test_interrupted_at_any_time(script, account, peps):
     Path("list.txt").write_text("a\n")
     argv = {"full_maja_process": ["-n", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01"]}
     starts = (
-        "import os, runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
+        "import __future__, os, runpy, signal, sys; "  # Python's own, which the script's first lines load
+        "sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
         "os.write(1, b'own code next'); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     for _ in range(8):
