@@ -710,7 +710,10 @@ class FollowUp:
                 done, failed = done + 1, failed + bool(err)
                 describe(done, total, failed)
                 if product.downloaded:
-                    size, rate = human(product.size or product.received), human(product.received / product.seconds)
+                    size, rate = (
+                        human(product.size or product.received),
+                        human(product.received / max(product.seconds, 0.001)),
+                    )
                     words = f"{product.path.name}  {size} in {duration(product.seconds)}, {rate}/s"
                     console.say(f"[{done}/{total}] {words}", news=True)
                 elif isinstance(err, CommonCause):

@@ -101,20 +101,19 @@ def show(args: Any, url: str, token: str) -> Status:
 
 def place(args: Any, url: str, token: str) -> Status:
     """Order, unless the log holds a job, and say how it goes on."""
-    held = None if args.force else common.look_at(args.log)
-    answer, new = held, False
-    if not (held and held.holds_job):
+    job, new = (None if args.force else common.look_at(args.log)), False
+    if not (job and job.holds_job):
         service = Service(args.server, token)
         if args.json:
             save_list(args, service)
-        answer, new = common.order(service, url, args.log, args.force)
-    if not (answer and new):
+        job, new = common.order(service, url, args.log, args.force)
+    if not new:
         raise PepsError(
-            f"{args.log} already holds job {answer and one_line(answer.job_id)}, so nothing was ordered; choose "
-            "another log file with -l, or add --force to order anew and keep this one as a copy",
+            f"{args.log} already holds job {one_line(job.job_id)}, so nothing was ordered; choose another log file "
+            "with -l, or add --force to order anew and keep this one as a copy",
             Status.USAGE,
         )
-    console.say(f"{args.log}: ordered as job {one_line(answer.job_id)}, status {one_line(answer.status_location)}")
+    console.say(f"{args.log}: ordered as job {one_line(job.job_id)}, status {one_line(job.status_location)}")
     console.say(f"when it has run: {called('full_maja_download', '-a', args.auth, '-l', args.log, *console.server)}")
     return Status.OK
 
