@@ -516,11 +516,8 @@ class Job:
         size = f", {human(sum(sizes))}" if sizes and len(sizes) == len(fetch) else ""
         there, lost = len(self.products) - len(fetch), self.report.unprocessed if self.report else 0
         where = f"{f'{there} on disk, ' * (there > 0)}{len(fetch)} to fetch{size}" if fetch else "all on disk"
-        counts = (
-            (len(self.products), f"{'product' if len(self.products) == 1 else 'products'} ({where})"),
-            (len(self.cloudy), "too cloudy"), (lost, "date lost" if lost == 1 else "dates lost"),
-        )  # fmt: skip
-        return ", ".join(f"{count} {words}" for count, words in counts if count) or "no products"
+        counts = [(len(self.products), f"({where})"), (len(self.cloudy), "too cloudy")]
+        return sums("product", counts, lost) or "no products"
 
 
 # The follow-up of many
@@ -703,19 +700,15 @@ class FollowUp:
         products, began = self._that_fit(products), time.monotonic()
         causes: dict[str, list[Product]] = {}
         done, failed, total = 0, 0, len(products)
-        with progress_bar(products) as (advance, describe):
-            describe(0, total, 0)
-            fetch = lambda product: download(self.service, product, self.check, advance)  # noqa: E731
-            for product, err in in_threads(fetch, products, self.at_once, describe):
+        with progress_bar(products) as show:
+            fetch = lambda product: download(self.service, product, self.check, show)  # noqa: E731
+            for product, err in in_threads(fetch, products, self.at_once, show):
                 done, failed = done + 1, failed + bool(err)
-                describe(done, total, failed)
+                show(0, f"{done}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
                 if product.downloaded:
-                    size, rate = (
-                        human(product.size or product.received),
-                        human(product.received / max(product.seconds, 0.001)),
-                    )
-                    words = f"{product.path.name}  {size} in {duration(product.seconds)}, {rate}/s"
-                    console.say(f"[{done}/{total}] {words}", news=True)
+                    size, rate = product.size or product.received, product.received / max(product.seconds, 0.001)
+                    words = f"{human(size)} in {duration(product.seconds)}, {human(rate)}/s"
+                    console.say(f"[{done}/{total}] {product.path.name}  {words}", news=True)
                 elif isinstance(err, CommonCause):
                     product.status, other = err.status, isinstance(err, common.AnotherRun)
                     words = f"another run is at work in {self.folder}" if other else str(err)
@@ -777,9 +770,6 @@ class FollowUp:
     def finish(self) -> Status:
         """Say the last line, which sums the run up, and return its exit status."""
         states = Counter(job.state.word for job in self.jobs)
-        first, *rest = [f"{count} {word}" for word, count in states.items()]
-        number, _, word = first.partition(" ")
-        jobs = ", ".join([f"{plural(int(number), 'job')} {word}", *rest])
         wanted = self._wanted()
         brought = [product for product in wanted if product.downloaded]
         there = sum(product.status == Status.OK for product in wanted) - len(brought)
@@ -793,16 +783,12 @@ class FollowUp:
             (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "not to be had"),
             (left, "to fetch" if self.dry_run else "left for the next run"),
             (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
-            (dates, "date lost" if dates == 1 else "dates lost"),
         ]  # fmt: skip
-        parts = [f"{count} {words}" for count, words in counts if count]
-        if parts and wanted:
-            number, _, words = parts[0].partition(" ")
-            parts[0] = f"{plural(int(number), 'product')} {words}"
         self._tell_check([product for product in wanted if product.read_through])
-        products = f" {', '.join(parts)}, in {self.folder.resolve()}" if parts else ""
+        products = sums("product", counts, dates)
+        where = f" {products}, in {self.folder.resolve()}" if products else ""
         news = bool(brought) or any(job.asked and job.ended for job in self.jobs)
-        console.say(f"{jobs}.{products}", news=news)
+        console.say(f"{sums('job', [(count, word) for word, count in states.items()])}.{where}", news=news)
         return common.worst(job.status for job in self.jobs)
 
     def _tell_check(self, read: list[Product]) -> None:
@@ -818,8 +804,8 @@ class FollowUp:
 def progress_bar(products: list[Product]) -> Iterator[Any]:
     """A bar for the block, if stderr is a terminal and tqdm is installed.
 
-    Yields two functions: one to call with each number of bytes that are on disk, from any thread, and one that shows
-    how many products are done, of how many, and how many of them failed; without them, that time has passed.
+    Yields a function that any thread calls with more bytes that are on disk, with words on how many products are done,
+    or without both when time has passed.
     """
     tqdm: Any = None
     if products and not console.quiet and sys.stderr and sys.stderr.isatty():
@@ -828,27 +814,25 @@ def progress_bar(products: list[Product]) -> Iterator[Any]:
 
             tqdm = library.tqdm
     if tqdm is None:
-        yield int, lambda *counts: None
+        yield lambda size=0, words="": None
         return
-    tqdm.monitor_interval, taking = 0, threading.Lock()
+    tqdm.monitor_interval = 0
     sizes = [product.size or 0 for product in products]
     there = sum(product.partial for product in products)
     # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
-    with tqdm(total=sum(sizes) if all(sizes) else None, initial=there, unit="B", unit_scale=True, smoothing=0) as bar:
+    with tqdm(
+        total=sum(sizes) if all(sizes) else None, initial=there, unit="B", unit_scale=True, smoothing=0,
+        desc=f"0/{plural(len(products), 'product')}",
+    ) as bar:  # fmt: skip
 
-        def advance(size: int) -> None:
-            with taking:
+        def show(size: int = 0, words: str = "") -> None:
+            with bar.get_lock():
                 bar.update(size)
-
-        def describe(*counts: int) -> None:
-            if counts:
-                failed = f", {counts[2]} failed" if counts[2] else ""
-                bar.set_description(f"{counts[0]}/{plural(counts[1], 'product')}{failed}", refresh=False)
-            bar.refresh()
+                bar.set_description(words or bar.desc.rstrip(": "), refresh=not size)
 
         console.bar = bar
         try:
-            yield advance, describe
+            yield show
         finally:
             console.bar = None
 
@@ -857,6 +841,14 @@ def tell_cause(names: list[str], noun: str, cause: PepsError) -> None:
     """Say in one line what stops one or many for one reason."""
     what = names[0] if len(names) == 1 else plural(len(names), noun)
     console.error(PepsError(f"{what}: {cause}", cause.status))
+
+
+def sums(noun: str, counts: Iterable[tuple[int, str]], lost: int = 0) -> str:
+    """Counts and lost dates in words, without the zeros: 2 jobs finished, 1 waiting."""
+    there = [(count, words) for count, words in counts if count]
+    parts = [f"{plural(there[0][0], noun)} {there[0][1]}"] if there else []
+    parts += [f"{count} {words}" for count, words in there[1:]] + [f"{plural(lost, 'date')} lost"] * (lost > 0)
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
