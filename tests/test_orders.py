@@ -440,6 +440,9 @@ class Door:
         self.read_head(connection)
         if self.end == "closed":
             return
+        if self.end == "silent":
+            connection.recv(1)
+            return
         if self.end == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             return
@@ -577,6 +580,17 @@ def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
         assert "may have been accepted" in err
     assert peps.authorization.split()[1].encode() not in note_of().read_bytes()
     require_doubt(run, peps)
+
+
+@pytest.mark.parametrize("kind", ["TLS", "tunnel"])
+def test_stopped_while_the_answer_is_awaited_over_tls(launch, door, kind):
+    """TLS 1.3 sends its tickets before the answer; they are no answer that would have to be read to its end."""
+    opened, server = door(kind, "silent")
+    process = launch("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log", "--server", server)
+    wait_until(lambda: opened.heads)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, "may have been accepted" in err) == (130, True)
 
 
 def test_stopped_while_no_connection_is_made(launch, run, peps):
