@@ -15,6 +15,7 @@ import functools
 import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -61,12 +62,15 @@ class State(Enum):
         self.status = status
 
 
-# What people should know of a job in a state, said once a run; CANCELED's is what it can mean, GONE's what helps.
-FULL_MAJA_HINTS = {
-    State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
-    State.RUNNING: "the service's count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
-    State.GONE: "order it again: full_maja_process --force, or another -l",
-}
+def full_maja_hints() -> dict[State, str]:
+    """What people should know of a job in a state, said once a run; FINISHED's is for lost dates, GONE's what helps."""
+    process = common.called("full_maja_process")
+    return {
+        State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
+        State.RUNNING: "its count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
+        State.FINISHED: f"which, is told by --json with the list of: {process} -n --json LIST ...",
+        State.GONE: f"order it again, with another -l or: {process} --force ...",
+    }
 
 
 class Report(NamedTuple):
@@ -108,7 +112,7 @@ def parse_report(document: bytes) -> Report:
     words = {State.RUNNING: percent, State.UNKNOWN: one_line(word, 40)}.get(state, one_line(info.get("message") or ""))
     results = parse_results(info.get("results"), everything)
     if len(results) > RESULTS_MAX:
-        raise common.Unreadable(f"a report of more than {RESULTS_MAX} results, which is refused", Status.FAILED)
+        raise common.Unreadable(f"one of more than {RESULTS_MAX} results, which is refused", Status.FAILED)
     return Report(state, words, results, *parse_unprocessed(info.get("unprocessed")))
 
 
@@ -179,7 +183,7 @@ def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterab
     there = [seen for seen in (common.acquisition(unquote(url.rpartition("/")[2])) for url in results) if seen]
     return [
         one
-        for one in sorted(set(expected))
+        for one in sorted(set(expected), key=lambda one: one.time)
         if not any(one[:2] == seen[:2] and abs((one.time - seen.time).total_seconds()) <= 3600 for seen in there)
     ]
 
@@ -380,7 +384,7 @@ class Job:
         self.name, self.log, self.status_file, self.report_file = name, log, status_file, report_file
         self.answer = common.WpsAnswer("")
         self.state, self.words, self.told, self.doubt = State.UNREACHED, "", "", ""
-        self.asked = self.common = False  # whether the service was; whether others fail for the same reason
+        self.asked = self.common = self.known = False  # whether the service was; others fail as it does; it is no news
         self.report: Report | None = None
         self.products: list[Product] = []
         self.refused: list[str] = []
@@ -401,10 +405,11 @@ class Job:
         """Read the log, and the finished report beside it if the status document there is this job's."""
         advice = "give a log that was written when ordering"
         try:
-            answer = common.look_at(self.log)
+            answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
-            self.doubt = f"{err}; if it is not there, remove {common.part_path(self.log)} and order again"
             answer = common.parse_wps(self.log.read_bytes(), cut=True) if self.log.exists() else None
+            again = f"and order again{' with --force' * bool(answer)}"
+            self.doubt = f"{err}; if it is not there, remove {shlex.quote(str(common.part_path(self.log)))} {again}"
             if answer is None:
                 self.conclude(State.IN_DOUBT, self.doubt)
                 return
@@ -419,6 +424,7 @@ class Job:
         with contextlib.suppress(OSError, PepsError):
             report = parse_report(self.report_file.read_bytes())
             if report.state == State.FINISHED and self._is_ours(self.status_file):
+                self.known = True
                 self.conclude(State.FINISHED, report=report)
 
     def _is_ours(self, status_file: Path) -> bool:
@@ -454,7 +460,7 @@ class Job:
             except PepsError as err:
                 self._keep(document)
                 if isinstance(err, common.Gone):
-                    raise PepsError(f"{err} yet, or any more", Status.NOT_YET) from err
+                    raise PepsError(f"{err}, or does not have it yet", Status.NOT_YET) from err
                 raise
         self._keep(document, text)
         self.conclude(report.state, report.words, report)
@@ -495,19 +501,18 @@ class Job:
 
     def describe(self, hints: dict[State, str]) -> str:
         """How the job stands, in words; a hint on a state comes once a run."""
-        hint = console.once(hints.get(self.state, ""))
+        if self.state == State.FINISHED:
+            return f"finished: {self._counts()}"
+        if self.state == State.UNKNOWN:
+            return f"in the state '{self.words}', taken for not finished" if self.words else "its report tells no state"
+        words, hint = self.words, console.once(hints.get(self.state, ""))
         if self.state in (State.WAITING, State.RUNNING):
             progress = f", {self.words}" if self.words else ""
             return f"{self.state.word}{progress}{f' ({hint})' if hint else ''}"
-        if self.state == State.UNKNOWN:
-            return f"in the state '{self.words}', taken for not finished" if self.words else "its report tells no state"
-        if self.state == State.FINISHED:
-            return f"finished: {self._counts()}"
         if self.state in (State.FAILED, State.CANCELED):
-            can_mean = hints.get(State.CANCELED, "") if self.state == State.CANCELED else ""
-            words = "; ".join(filter(None, [self.words or can_mean or "the service says no more", hints[State.GONE]]))
-            return f"{self.state.word}: {words}"
-        return f"{self.words}; {hints[State.GONE]}" if self.state == State.GONE else self.words
+            words = f"{self.state.word}: {self.words or hint or 'the service says no more'}"
+            hint = console.once(hints[State.GONE])
+        return f"{words}; {hint}" if hint else words
 
     def _counts(self) -> str:
         """What a finished job brings, no zero among the numbers."""
@@ -567,11 +572,11 @@ class FollowUp:
     """
 
     def __init__(
-        self, jobs: list[Job], folder: Path, connect: Callable[[], Service], hints: dict[State, str], at_once: int = 4,
-        check: bool = False, dry_run: bool = False,
+        self, jobs: list[Job], folder: Path, connect: Callable[[], Service], hints: dict[State, str], at_once: int,
+        check: bool, dry_run: bool, listed: list[L1C] | None,
     ):  # fmt: skip
         self.jobs, self.folder, self.hints, self.at_once = jobs, folder, hints, at_once
-        self.check, self.dry_run = check, dry_run
+        self.check, self.dry_run, self.listed = check, dry_run, listed
         self.products: dict[Path, Product] = {}
         self.missing: dict[str, int] = {}
         self._connect, self._lengths, self._spent = connect, True, 0.0
@@ -582,7 +587,7 @@ class FollowUp:
 
     def run(self, interval_s: float | None, sleep: Callable[[float], None] = time.sleep) -> None:
         """Look once, or every `interval_s` seconds until every job has ended, and download what is finished."""
-        console.clock = interval_s is not None
+        console.due = None if interval_s is None else time.time() + interval_s
         self._read(self.jobs)
         self._look_on_disk()
         for job in self.jobs:
@@ -590,12 +595,11 @@ class FollowUp:
                 job.conclude(State.UNREACHED)  # the report is asked for again
         self._tell([job for job in self.jobs if job.ended])
         while not all(job.ended for job in self.jobs):
-            if interval_s is not None:
-                console.later = time.strftime("next look at %H:%M", time.localtime(time.time() + interval_s))
             self._look([job for job in self.jobs if not job.ended])
-            if interval_s is None or all(job.ended for job in self.jobs):
+            if interval_s is None or console.due is None or all(job.ended for job in self.jobs):
                 break
-            sleep(interval_s)
+            sleep(max(0, console.due - time.time()))
+            console.due = time.time() + interval_s
 
     def _read(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -662,60 +666,56 @@ class FollowUp:
             told, job.told = job.told, f"{job.state} {job.words}"
             if told == job.told:
                 continue
-            line = f"{job.name}: {job.describe(self.hints)}"
+            line = common.about(job.name, job.describe(self.hints))
             if job.common:
                 causes.setdefault(job.words, []).append(job)
             elif job.state in (State.WAITING, State.RUNNING, State.UNKNOWN, State.UNREPORTED):
-                console.say(f"{line}; {console.later}" if console.clock or console.once(console.later) else line)
+                console.say(f"{line}; {console.later}" if console.due or console.once(console.later) else line)
             elif job.state == State.FINISHED:
                 console.say(line, news=job.asked)
                 self._tell_results(job)
             else:
                 console.error(PepsError(line, job.state.status))
             if job.doubt and job.state != State.IN_DOUBT:
-                console.error(f"{job.name}: {job.doubt}")
+                console.error(job.doubt)
         for words, stopped in causes.items():
             tell_cause([job.name for job in stopped], "job", PepsError(words, stopped[0].state.status))
 
     def _tell_results(self, job: Job) -> None:
-        for name in job.cloudy if job.asked else ():
-            console.say(f"{job.name}: too cloudy, so there is no product: {name}")
+        news, job.known = job.asked and not job.known, True
+        for name in job.cloudy if news else ():
+            console.say(f"{job.name}: too cloudy: {name}")
         for refusal in job.refused:
             console.error(f"{job.name}: {refusal}")
-        report = job.report
-        if report and report.unprocessed and job.asked:
-            which = ", ".join(report.lost) or "full_maja_process -n --json LIST, then --json LIST here, tell which"
-            console.error(
-                f"warning: {job.name}: {plural(report.unprocessed, 'date')} lost, most likely by an overloaded tape "
-                f"robot; running this again brings no more ({which}); see {job.report_file}"
-            )
-        if report and not report.results and job.asked:
-            console.error(f"warning: {job.name}: finished without any product; see {job.report_file}")
+        if job.report and job.report.unprocessed and news:
+            which = ", ".join(job.report.lost) or (self.hints.get(State.FINISHED, "") if self.listed is None else "")
+            words = f"{plural(job.report.unprocessed, 'date')} lost, most likely by a busy tape robot"
+            more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
+            console.error(f"warning: {job.name}: {words}; {more}")
         for product in job.products if self.dry_run else ():
             if product.status == Status.NOT_YET:
                 console.say(f"to fetch: {product.path.name}{f'  {human(product.size)}' if product.size else ''}")
 
     def _download(self, products: list[Product]) -> None:
         """Download products, the largest first so that none is left to run alone at the end."""
-        products, began = self._that_fit(products), time.monotonic()
+        products = self._that_fit(products)
         causes: dict[str, list[Product]] = {}
-        done, failed, total = 0, 0, len(products)
+        failed, total, began, spent = 0, len(products), time.monotonic(), self._spent
         with progress_bar(products) as show:
             fetch = lambda product: download(self.service, product, self.check, show)  # noqa: E731
-            for product, err in in_threads(fetch, products, self.at_once, show):
-                done, failed = done + 1, failed + bool(err)
-                show(0, f"{done}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
+            for number, (product, err) in enumerate(in_threads(fetch, products, self.at_once, show), 1):
+                failed, self._spent = failed + bool(err), spent + time.monotonic() - began
+                show(0, f"{number - failed}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
                 if product.downloaded:
-                    size, rate = product.size or product.received, product.received / max(product.seconds, 0.001)
-                    words = f"{human(size)} in {duration(product.seconds)}, {human(rate)}/s"
-                    console.say(f"[{done}/{total}] {product.path.name}  {words}", news=True)
+                    rate = product.received / max(product.seconds, 0.001)
+                    words = f"{human(product.received)} in {duration(product.seconds)}, {human(rate)}/s"
+                    console.say(f"[{number}/{total}] {product.path.name}  {words}", news=True)
                 elif isinstance(err, CommonCause):
                     product.status, other = err.status, isinstance(err, common.AnotherRun)
                     words = f"another run is at work in {self.folder}" if other else str(err)
                     causes.setdefault(words, []).append(product)
                 elif err:
                     self._give_up([product], err)
-        self._spent += time.monotonic() - began
         self._look_on_disk()  # what another run was at may be there by now
         for words, stopped in causes.items():
             left = [product for product in stopped if product.status != Status.OK]
@@ -726,8 +726,8 @@ class FollowUp:
         """Say in one line why products are not downloaded, unless that was said before."""
         for product in products:
             product.status = cause.status
-        names = [f"{product.job}: {product.path.name}" for product in products]
-        if console.once(str(cause) if isinstance(cause, CommonCause) else f"{names}: {cause}"):
+        names = [f"{product.job}: {common.about(product.path.name, cause)}" for product in products]
+        if console.once(str(cause) if isinstance(cause, CommonCause) else names[0]):
             tell_cause(names, "product", cause)
 
     def _that_fit(self, products: list[Product]) -> list[Product]:
@@ -750,7 +750,7 @@ class FollowUp:
             self._give_up(left, CommonCause(f"{words}; make room and run again"))
         return fitting
 
-    def compare(self, listed: list[L1C]) -> None:
+    def _compare(self, listed: list[L1C]) -> None:
         """List the acquisitions of a catalogue answer without a result, once all jobs have finished."""
         if not all(job.state == State.FINISHED for job in self.jobs):
             console.say("missing acquisitions are looked for when every job has finished")
@@ -758,9 +758,10 @@ class FollowUp:
         seen = [product.acquisition for product in listed if product.acquisition]
         results = {job.name: job.report.results for job in self.jobs if job.report}
         missing = missing_acquisitions(seen, [url for urls in results.values() for url in urls])
-        for one in missing:
+        loud = not console.quiet or any(job.asked for job in self.jobs)
+        for one in missing if loud else ():
             console.error(f"warning: no result for {one.platform} of {one.time:%Y-%m-%d}, tile {one.tile}")
-        if len(seen) < len(listed):
+        if len(seen) < len(listed) and loud:
             names = plural(len(listed) - len(seen), "product")
             console.error(f"warning: {names} of the list cannot be compared: neither name nor entry says the tile")
         tiles = {one.tile for one in seen}
@@ -769,7 +770,10 @@ class FollowUp:
 
     def finish(self) -> Status:
         """Say the last line, which sums the run up, and return its exit status."""
+        if self.listed is not None:
+            self._compare(self.listed)
         states = Counter(job.state.word for job in self.jobs)
+        states["in doubt beside it"] = sum(bool(job.doubt) and job.state != State.IN_DOUBT for job in self.jobs)
         wanted = self._wanted()
         brought = [product for product in wanted if product.downloaded]
         there = sum(product.status == Status.OK for product in wanted) - len(brought)
@@ -780,7 +784,7 @@ class FollowUp:
         failed = sum(product.status == Status.FAILED for product in wanted) + sum(len(job.refused) for job in self.jobs)
         left = sum(product.status == Status.NOT_YET for product in wanted)
         counts = [
-            (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "not to be had"),
+            (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "failed"),
             (left, "to fetch" if self.dry_run else "left for the next run"),
             (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
         ]  # fmt: skip
@@ -794,9 +798,9 @@ class FollowUp:
     def _tell_check(self, read: list[Product]) -> None:
         damaged = [product for product in read if product.damaged]
         again = sum(product.downloaded for product in damaged)
-        mended = "fetched again" if again == len(damaged) else f"{again} of them fetched again"
+        mended = ", fetched again" if again == len(damaged) else f", {again} of them fetched again" if again else ""
         if read:
-            words = f"{len(damaged)} damaged, {mended}" if damaged else "none damaged"
+            words = f"{len(damaged)} damaged{mended}" if damaged else "none damaged"
             console.say(f"--check: {len(read)} read, {words}", news=bool(damaged))
 
 
@@ -828,7 +832,7 @@ def progress_bar(products: list[Product]) -> Iterator[Any]:
         def show(size: int = 0, words: str = "") -> None:
             with bar.get_lock():
                 bar.update(size)
-                bar.set_description(words or bar.desc.rstrip(": "), refresh=not size)
+                bar.set_description_str(words or bar.desc, refresh=not size)
 
         console.bar = bar
         try:
@@ -894,16 +898,13 @@ def follow_up(
     """Follow jobs up as the options say; after Ctrl-C, too, a last line says what is done."""
     if not args.dry_run:
         common.make_folder(args.write_dir)
-    follow = FollowUp(
-        jobs, args.write_dir, lambda: Service(args.server, token, args.jobs), hints, args.jobs, args.check, args.dry_run
-    )
+    connect = lambda: Service(args.server, token, args.jobs)  # noqa: E731
+    follow = FollowUp(jobs, args.write_dir, connect, hints, args.jobs, args.check, args.dry_run, listed)
     try:
         follow.run(args.interval * 60 if args.wait and not args.dry_run else None)
     except KeyboardInterrupt:
         follow.finish()
         raise
-    if listed is not None:
-        follow.compare(listed)
     return follow.finish()
 
 
@@ -932,7 +933,7 @@ def run(args: Any) -> Status:
     listed = read_expected(args.json) if args.json else None
     logs = {os.path.abspath(log): log for log in args.log or [Path("Full_Maja.log")]}.values()
     jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
-    return follow_up(jobs, args, token, FULL_MAJA_HINTS, listed)
+    return follow_up(jobs, args, token, full_maja_hints(), listed)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -51,7 +51,8 @@ def check_period(start: date, end: date) -> None:
         raise PepsError(f"the start date {start} is before {FIRST_START}, the first that is processed", Status.USAGE)
     days = (end - start).days
     if not DAYS_MIN <= days <= DAYS_MAX:
-        words = f"{start} to {end} is {days} days; a job takes {DAYS_MIN} to {DAYS_MAX}, so change -d or -e"
+        long = common.plural(days, "day")
+        words = f"{start} to {end} is {long}; a job takes {DAYS_MIN} to {DAYS_MAX}, so change -d or -e"
         raise PepsError(words, Status.USAGE)
 
 
@@ -72,8 +73,9 @@ def save_list(args: Any, service: Service) -> None:
 def run(args: Any) -> Status:
     check_period(args.start_date, args.end_date)
     token = common.read_account(args.auth)
-    common.refuse_same({
+    common.check_files({
         "account file (-a)": args.auth, "log (-l)": args.log, "list (--json)": args.json,
+        "note beside the log": common.part_path(args.log),
         "status document beside the log": common.beside(args.log, ".stat"),
         "report beside the log": common.beside(args.log, ".json"),
     })  # fmt: skip
@@ -81,11 +83,12 @@ def run(args: Any) -> Status:
     if args.orbit:
         inputs["relativeOrbitNumber"] = args.orbit
     url = common.execute_url(args.server, "FULL_MAJA", inputs, "status=true&storeExecuteResponse=true")
-    same = called("full_maja_process", *console.arguments)
+    again = [word for word in console.arguments if word not in ("-n", "--no_download", "--dry-run", "--force")]
     try:
         return show(args, url, token) if args.dry_run else place(args, url, token)
     except OrderInDoubt as err:
-        raise PepsError(f"{err}; if it is not there, order it with: {same} --force") from err
+        way = called("full_maja_process", *again, "--force")
+        raise PepsError(f"{err}; if it is not there, order it with: {way}", err.status) from err
 
 
 def show(args: Any, url: str, token: str) -> Status:
@@ -93,8 +96,8 @@ def show(args: Any, url: str, token: str) -> Status:
     console.say(url)
     if args.json:
         save_list(args, Service(args.server, token))
-    held = common.look_at(args.log)
-    if held and held.holds_job and not args.force:
+    held = None if args.force else common.look_at(args.log)
+    if held and held.holds_job:
         console.say(f"{args.log}: holds job {one_line(held.job_id)}; choose another log file with -l, or add --force")
     return Status.OK
 
@@ -114,7 +117,8 @@ def place(args: Any, url: str, token: str) -> Status:
             Status.USAGE,
         )
     console.say(f"{args.log}: ordered as job {one_line(job.job_id)}, status {one_line(job.status_location)}")
-    console.say(f"when it has run: {called('full_maja_download', '-a', args.auth, '-l', args.log, *console.server)}")
+    words = (*common.account_words(args.auth), "-l", args.log, *console.server)
+    console.say(f"when it has run: {called('full_maja_download', *words)}")
     return Status.OK
 
 

@@ -69,8 +69,9 @@ class Status(IntEnum):
 
 def worst(statuses: Iterable[Status]) -> Status:
     """The status of a whole from those of its parts: whatever needs a person first, then what needs time."""
+    order = (Status.TERMINATED, Status.INTERRUPTED, Status.FAILED, Status.USAGE, Status.NOT_YET)
     found = set(statuses)
-    return next((status for status in (Status.FAILED, Status.USAGE, Status.NOT_YET) if status in found), Status.OK)
+    return next((status for status in order if status in found), Status.OK)
 
 
 class PepsError(Exception):
@@ -109,14 +110,20 @@ class Console:
     """Where words go: what a person wants to know to stdout, warnings, errors and the progress bar to stderr."""
 
     def __init__(self, prog: str = "peps_maja"):
-        self.prog, self.quiet, self.clock = prog, False, False
+        self.prog, self.quiet = prog, False
         self.arguments: list[str] = []  # as they were typed
         self.server: list[str] = []  # --server, if it was given
         self.account = Path("peps.txt")
-        self.later = "run this again later"
+        self.due: float | None = None  # with --wait: when the next look is, in seconds of time.time
         self.secrets: re.Pattern[str] | None = None
         self.bar: Any = None
         self._said: set[str] = set()
+
+    @property
+    def later(self) -> str:
+        """When what is not yet is looked at again."""
+        next_look = time.localtime(max(self.due or 0, time.time()))
+        return time.strftime("next look at %H:%M", next_look) if self.due else "run this again later"
 
     def once(self, text: str) -> str:
         """The text when it is asked for first in this run, then nothing."""
@@ -135,7 +142,7 @@ class Console:
         self._print(f"{self.prog}: {one_line(f'{error}{later}', 4000)}", sys.stderr)
 
     def _print(self, text: str, stream: Any) -> None:
-        text = f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.clock else text
+        text = f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.due else text
         try:
             # A bar without a total has no truth value.
             with contextlib.nullcontext() if self.bar is None else self.bar.external_write_mode(file=stream):
@@ -174,11 +181,16 @@ def in_words(err: BaseException, path: Path | None = None) -> str:
     """An error in words; an OSError with its file, `path` for those that do not name one."""
     if not isinstance(err, OSError):
         return str(err) or type(err).__name__
-    words = "is a link, which is not followed" if err.errno == errno.ELOOP else err.strerror or str(err)
+    words = "a link, which is not followed" if err.errno == errno.ELOOP else err.strerror or str(err)
     file = path or (Path(err.filename) if isinstance(err.filename, str) else None)
     if file and err.errno == errno.ENOENT and not file.parent.is_dir():
         return f"{file.parent}: there is no such folder"
     return f"{file}: {words}" if file else words or type(err).__name__
+
+
+def about(name: str, words: object) -> str:
+    """The words with what they are about before them, unless they name it themselves."""
+    return str(words) if name in str(words) else f"{name}: {words}"
 
 
 @contextlib.contextmanager
@@ -253,11 +265,16 @@ def called(script: str, *words: object) -> str:
     own = Path(sys.argv[0])
     start = ["python", f"{script}.py"]
     if own.stem in SCRIPTS and own.suffix == ".py":
-        start = [getattr(sys, "orig_argv", start)[0], str(own.with_name(f"{script}.py"))]  # known from Python 3.10 on
+        start = [getattr(sys, "orig_argv", [sys.executable])[0], str(own.with_name(f"{script}.py"))]  # new in 3.10
     elif own.stem in SCRIPTS:
         path = str(own.with_name(script))
         start = [script if shutil.which(script) == path else path]
     return shlex.join([*start, *map(str, words)])
+
+
+def account_words(path: Path) -> list[str]:
+    """The account of this run for a line that is to be run later: a pipe is gone by then."""
+    return ["-a", str(path)] if path.is_file() else []
 
 
 def server_url(text: str) -> str:
@@ -364,13 +381,14 @@ def run_script(
         status = outcome(build_parser, run, sys.argv[1:] if argv is None else argv, words_of)
         release(signal.SIG_DFL)
     except KeyboardInterrupt as stopped:
-        left = stopped.__cause__ or stopped.__context__
-        console.error(
-            f"interrupted{f': {left}' if isinstance(left, PepsError) else '; the same command goes on from here'}"
-        )
-        status = Status.TERMINATED if stopped.args == (signal.SIGTERM,) else Status.INTERRUPTED
+        console.error("interrupted; the same command goes on from here")
+        status = stopped_by(stopped)
         release(signal.SIG_IGN)
     return int(status)
+
+
+def stopped_by(stopped: KeyboardInterrupt) -> Status:
+    return Status.TERMINATED if stopped.args == (signal.SIGTERM,) else Status.INTERRUPTED
 
 
 def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv: list[str], words_of: Any) -> int:
@@ -384,7 +402,7 @@ def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv
             return Status.USAGE
         args = parser.parse_args(words)
         console.quiet = args.quiet
-        if args.server != server_url(parser.get_default("server")):
+        if args.server != parser.get_default("server").strip().rstrip("/"):
             console.server = ["--server", args.server]
         return run(args)
     except SystemExit as end:  # argparse's way out of -h and --version
@@ -421,7 +439,9 @@ def read_account(path: Path) -> str:
     token = b64encode(f"{email}:{password}".encode()).decode("ascii")
     console.secrets, console.account = secret_forms(password, token), path
     if os.name == "posix" and mode & 0o077 and not console.quiet:
-        console.error(f"warning: {path} can be read by others; 'chmod 600 {path}' keeps your password to you")
+        console.error(
+            f"warning: others can read your password; keep it to you with: chmod 600 {shlex.quote(str(path))}"
+        )
     return token
 
 
@@ -897,7 +917,7 @@ class Service:
                 error = parse_json_error(document)
                 value = parse(document)
             except Unreadable as err:  # not kept, for its frames hold all that was read
-                refused = PepsError(f"{host_of(response.url)} sent {err}, for the {what}", err.status)
+                refused = PepsError(f"{host_of(response.url)} sent, as the {what}, {err}", err.status)
         if error:
             raise self.refusal(response, what, *error)
         if refused:
@@ -956,7 +976,7 @@ class Service:
             self._causes[""] = CommonCause(f"{host} refused the account (401){said}; check {console.account}")
             return self._causes[""]
         if code == 403:
-            return PepsError(f"{host} refused the account (403) for the {what}{said}; check {console.account}")
+            return CommonCause(f"{host} refused the {what} (403){said}; may the account in {console.account} have it?")
         if code in (404, 410) and what in ("search", "order"):
             return CommonCause(f"{host} has nothing at that address ({code}) for the {what}{said}; check --server")
         if code in (404, 410):
@@ -1063,14 +1083,14 @@ def execute_url(base: str, identifier: str, inputs: dict[str, object], flags: st
 
 def part_path(path: Path, suffix: str = ".part") -> Path:
     """Where a file grows."""
-    return path.with_name(path.name + suffix)
+    return path.parent / (path.name + suffix)
 
 
 def require_plain(path: Path) -> None:
     """Raise OSError if there is something that is no plain file: a folder, a pipe, a device."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(errno.EINVAL, "is no plain file", str(path))
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
 
 
 def open_own(name: str, flags: int) -> int:
@@ -1079,7 +1099,7 @@ def open_own(name: str, flags: int) -> int:
     number = os.open(name, os.O_RDWR | os.O_CREAT | careful, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise OSError(errno.EINVAL, "is no plain file", name)
+        raise OSError(errno.EINVAL, "not a plain file", name)
     return number
 
 
@@ -1184,11 +1204,13 @@ def make_folder(folder: Path) -> None:
             folder.mkdir()
 
 
-def refuse_same(files: dict[str, Path | None]) -> None:
-    """Raise PepsError (status 2) if two files of one command line are the same one, so that neither is overwritten."""
+def check_files(files: dict[str, Path | None]) -> None:
+    """Raise PepsError (status 2) if two files of a command line are the same one, or one's folder is missing."""
     seen: dict[str, str] = {}
     for role, path in files.items():
         other = seen.setdefault(os.path.realpath(path), role) if path else role
+        if path and not path.parent.exists():
+            raise PepsError(f"{path.parent}: there is no such folder, for the {role}", Status.USAGE)
         if other != role:
             words = f"{path} cannot be both the {other} and the {role}; give one of them another name"
             raise PepsError(words, Status.USAGE)
@@ -1205,12 +1227,15 @@ def beside(log: Path, suffix: str) -> Path:
     return log.parent / (stem + suffix)
 
 
-def look_at(log: Path, part: io.FileIO | None = None) -> WpsAnswer | None:
+TAKEN = "choose another log file, or let --force replace it (it is kept as a copy)"
+
+
+def look_at(log: Path, part: io.FileIO | None = None, advice: str = TAKEN) -> WpsAnswer | None:
     """The answer in a log file, refused or not, None if there is none; what a killed order left beside it is settled.
 
     Raises OrderInDoubt; PepsError (status 2) for a file that is no WPS answer.
     """
-    with contextlib.ExitStack() as stack, named_file(log, "choose another log file"):
+    with contextlib.ExitStack() as stack, named_file(log, advice):
         require_plain(log)
         if part is None and os.path.lexists(part_path(log)):
             settle(stack.enter_context(part_file(log)), log)
@@ -1221,7 +1246,7 @@ def look_at(log: Path, part: io.FileIO | None = None) -> WpsAnswer | None:
     try:
         return parse_wps(document, cut=True) if document.strip() else None
     except Unreadable as err:
-        raise PepsError(f"{log} is {err}; move it away, or choose another log file", Status.USAGE) from err
+        raise PepsError(f"{log}: {err}; {advice}", Status.USAGE) from err
 
 
 def find_log(name: str, folders: Iterable[Path]) -> Path:
@@ -1281,21 +1306,23 @@ def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
             forget(part)
             raise
         stopped = err if isinstance(err, KeyboardInterrupt) else None
-        why = "nobody waited for its answer" if stopped else in_words(err)
+        why = "interrupted before its answer was there" if stopped else in_words(err)
+    with contextlib.suppress(OSError):
+        part.truncate(len(note) + len(received))
+        os.fsync(part.fileno())
+    refused = service.refused_order(response, bytes(received)) if response is not None else None
+    if refused:
+        forget(part)
+        raise refused
     try:
-        with contextlib.suppress(OSError):
-            part.truncate(len(note) + len(received))
-            os.fsync(part.fileno())
-        refused = service.refused_order(response, bytes(received)) if response is not None else None
-        if refused:
-            forget(part)
-            raise refused
         answer = settle(part, log, why=why)
-        assert answer
-        return answer
-    finally:
-        if stopped:
-            raise stopped
+    except OrderInDoubt as err:
+        err.status = stopped_by(stopped) if stopped else err.status
+        raise
+    if stopped:
+        raise stopped
+    assert answer  # what is no job was raised
+    return answer
 
 
 def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "") -> WpsAnswer | None:
@@ -1325,7 +1352,7 @@ def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "") -> Wp
         return None
     when, place = (noted[1].decode(), noted[2].decode().partition("/resto/")[0]) if noted else ("an older run", "")
     raise OrderInDoubt(
-        f"the order of {when} for {log} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
+        f"{log}: the order of {when} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
         f"look at your jobs{place and f' on {place}'}"
     )
 

@@ -18,9 +18,9 @@ from peps_common import PepsError, Status, one_line
 
 HINTS = {
     State.WAITING: "the computing centre is busy",
-    State.RUNNING: "the service's count is optimistic; a product usually takes one to two hours",
+    State.RUNNING: "its count is optimistic; a product usually takes one to two hours",
     State.CANCELED: "this can happen outside |lat| < 60°, for lack of an SRTM terrain model",
-    State.GONE: "order it again: peps_maja_process --force",
+    State.GONE: "to order it again remove its log, or peps_maja_process --force orders all that it finds",
 }
 
 

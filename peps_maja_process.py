@@ -12,8 +12,8 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
 import argparse
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -98,12 +98,13 @@ def area_query(args: Any) -> str:
     return "box=" + ",".join(f"{value:.6f}" for value in box)
 
 
-def confirm(count: int, yes: bool, ask: Callable[[str], str] = input) -> None:
+def confirm(count: int, yes: bool) -> None:
     """Ask before a large order; raises PepsError if the answer is no (status 1) or there is none (status 2)."""
     answer = "yes" if yes or count <= CONFIRM_ABOVE else ""
     while answer not in ("yes", "y", "no", "n"):
         try:
-            answer = ask(f"Order {count} products? yes/no: ").strip().lower()
+            print(f"Order {count} products? yes/no: ", end="", file=sys.stderr, flush=True)
+            answer = input().strip().lower()
         except (EOFError, RuntimeError) as err:  # no more input, or none at all
             if sys.stdin and sys.stdin.isatty():
                 answer = "no"
@@ -138,9 +139,8 @@ class Order:
         self.statuses: list[Status] = []
         self.before = self.now = 0
 
-    def place(self, found: list[L1C]) -> None:
-        """Order product by product, each with its log and then its line in the list, as far as it has no job."""
-        todo = [product for product in found if self.is_free(product)]
+    def place(self, todo: list[L1C]) -> None:
+        """Order product by product, each with its log and then its line in the list."""
         confirm(len(todo), self.args.yes)
         for product in todo:
             log = common.find_log(product.name, self.folders)
@@ -157,7 +157,7 @@ class Order:
         """Whether a product is to be ordered; one with a job is put on the list, where a killed run may lack it."""
         log = common.find_log(product.name, self.folders)
         try:
-            held = None if self.args.force else common.look_at(log)
+            held = None if self.args.force else common.look_at(log, advice="move it away, or let --force replace it")
         except PepsError as err:
             self.refuse(product, err, log)
             return False
@@ -169,15 +169,14 @@ class Order:
         self.now, self.before = self.now + new, self.before + (not new)
         words = f", status {one_line(answer.status_location)}" if new else ", before"
         console.say(f"{product.name}: ordered as job {one_line(answer.job_id)}{words}")
-        add_to_list(self.args.prod_list, product.name)
+        if not self.args.dry_run:
+            add_to_list(self.args.prod_list, product.name)
 
     def refuse(self, product: L1C, err: PepsError, log: Path) -> None:
-        part = common.part_path(log)
-        way = (
-            f"; if it is not there, remove {part}, and the same line orders it" if isinstance(err, OrderInDoubt) else ""
-        )
+        way = f"; if it is not there, remove {shlex.quote(str(common.part_path(log)))}, and the same line orders it"
         self.statuses.append(err.status)
-        console.error(PepsError(f"{product.name}: {err}{way}", err.status))
+        words = common.about(product.name, err) + way * isinstance(err, OrderInDoubt)
+        console.error(PepsError(words, err.status))
 
 
 def job_url(base: str, product: L1C) -> str:
@@ -211,22 +210,24 @@ def run(args: Any) -> Status:
         "product list (-p)": args.prod_list,
         "catalogue's answer (--json)": args.json,
     }
-    common.refuse_same(files)
+    common.check_files(files)
     service = Service(args.server, token)
     if args.dry_run:
         console.say(common.search_url(service.base, area, args.start_date, args.end_date))
-        for product in find(service, args, area):
-            console.say(job_url(service.base, product))
-        return Status.OK
-    common.make_folder(args.write_dir)
-    add_to_list(args.prod_list)
+    else:
+        common.make_folder(args.write_dir)
+        add_to_list(args.prod_list)
     found = find(service, args, area)
     order = Order(args, service)
-    order.place(found)
+    todo = [product for product in found if order.is_free(product)]
+    if not args.dry_run:
+        order.place(todo)
+    for product in todo if args.dry_run else ():
+        console.say(job_url(service.base, product))
     done = order.before + order.now
     counts = ((order.before, "ordered before"), (order.now, "ordered now"), (len(found) - done, "not ordered"))
     if done:
-        words = ("-a", args.auth, "-p", args.prod_list, "-w", args.write_dir, *console.server)
+        words = (*common.account_words(args.auth), "-p", args.prod_list, "-w", args.write_dir, *console.server)
         console.say(f"when they have run: {called('peps_maja_download', *words)}")
     console.say(f"{plural(len(found), 'product')} found: {', '.join(f'{n} {words}' for n, words in counts if n)}")
     return common.worst(order.statuses)
