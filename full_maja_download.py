@@ -784,7 +784,7 @@ class FollowUp:
         failed = sum(product.status == Status.FAILED for product in wanted) + sum(len(job.refused) for job in self.jobs)
         left = sum(product.status == Status.NOT_YET for product in wanted)
         counts = [
-            (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "failed"),
+            (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "not fetched"),
             (left, "to fetch" if self.dry_run else "left for the next run"),
             (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
         ]  # fmt: skip
