@@ -33,8 +33,10 @@ from peps_common import L1C, CommonCause, PepsError, Service, Status, console, h
 FLUSH_BYTES = 16 * 1024 * 1024
 WISH_PATIENCE_S = 30
 LENGTH_PATIENCE_S = 10
-SLOWEST_BYTES, SLOWEST_S = 60_000, 60  # a connection that brings less in that time is broken off
+SLOWEST_RATE, SLOWEST_S = 1000, 60  # bytes per second: a connection that falls a minute behind is broken off
 RESULTS_MAX = 10_000
+DIRECTORY_MAX_BYTES = 8 * 1024 * 1024
+HEAD_BYTES = 512  # enough to tell a product from a page or an error
 ZIP_START = b"PK\x03\x04"
 
 
@@ -145,7 +147,7 @@ def parse_unprocessed(value: object) -> tuple[int, tuple[str, ...]]:
         names = tuple(one_line(name) for _, name in scalars(value) if name is not None)
         return len(names), names[:RESULTS_MAX]
     try:
-        return max(0, int(min(float(str(value)), 1e6))), ()
+        return int(min(max(float(str(value)), 0), 1e6)), ()
     except ValueError:
         return (1, (one_line(value),)) if isinstance(value, str) and value.strip() else (0, ())
 
@@ -225,14 +227,32 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
     import zipfile
 
     try:
+        if directory_size(path) > DIRECTORY_MAX_BYTES:
+            return "a directory that is too large"
         with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
             # Python looks for the members from the end, so that bytes missing between move the first one.
-            if min((member.header_offset for member in archive.infolist()), default=-1) != 0:
-                return "its directory does not fit it" if archive.infolist() else "an empty archive"
-            damaged = archive.testzip() if every_byte else None
-            return f"{one_line(damaged, 80)} in it is damaged" if damaged else None
+            if min((member.header_offset for member in members), default=-1) != 0:
+                return "its directory does not fit it" if members else "an empty archive"
+            for member in members if every_byte else ():
+                if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others may swell
+                    with archive.open(member) as file:
+                        while file.read(common.CHUNK_BYTES):
+                            pass
+            return None
+    except MemoryError:
+        raise
     except Exception as err:  # each compression method has errors of its own; whichever it is, the file is not whole
         return one_line(err) or type(err).__name__
+
+
+def directory_size(path: Path) -> int:
+    """The bytes of a zip's directory, by its last record (APPNOTE.TXT, 4.3.16); 0 if that does not tell."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 65_557))
+        record = file.read().rpartition(b"PK\5\6")[2]
+    size = int.from_bytes(record[8:12], "little")
+    return 0 if size == 2**32 - 1 else size
 
 
 def download(service: Service, product: Product, check: bool, on_bytes: Callable[[int], None]) -> None:
@@ -251,12 +271,14 @@ def download(service: Service, product: Product, check: bool, on_bytes: Callable
                 continue
             # A product in one piece was checked by TCP; what was put together is read through.
             problem = zip_problem(Path(part.name), every_byte=continued) if product.path.suffix == ".zip" else None
-            if problem is None:
+            if problem is None and (product.path.suffix == ".zip" or not product.path.exists()):
                 common.finish(part, product.path)
                 product.downloaded, product.seconds = True, time.monotonic() - began
                 break
-            problem = f"a damaged product ({problem})"
             part.truncate(0)
+            if problem is None:  # somebody has put a file there meanwhile
+                break
+            problem = f"a damaged product ({problem})"
     if problem:
         raise PepsError(f"{common.host_of(product.url)} sent {problem}, twice; if that stays so, tell the service")
     product.status = Status.OK
@@ -307,15 +329,15 @@ def take_body(service: Service, product: Product, part: Any, response: Any, span
         part.truncate(0)
         on_bytes(-held)
     part.seek(start)
-    size = flushed = counted = start
+    size = flushed = start
     service.patience.until = time.monotonic() + SLOWEST_S
     for chunk in itertools.chain([head], body):
         common.write(part, chunk)
         size += len(chunk)
         product.received += len(chunk)
         on_bytes(len(chunk))
-        if size - counted >= SLOWEST_BYTES:
-            counted, service.patience.until = size, time.monotonic() + SLOWEST_S
+        bought = service.patience.until + len(chunk) / SLOWEST_RATE
+        service.patience.until = min(bought, time.monotonic() + SLOWEST_S)
         if size - flushed >= FLUSH_BYTES:
             flushed = size
             start_flush(part)
@@ -352,7 +374,7 @@ def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | 
 def product_head(product: Product, response: Any, body: Iterator[bytes]) -> bytes:
     """The first bytes of a product; raises NotAProduct when they are those of a page, an error or nothing."""
     head = b""
-    while len(head) < len(ZIP_START) and (chunk := next(body, b"")):
+    while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
         head += chunk
     page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and product.path.suffix not in (".html", ".htm")
     error = common.parse_json_error(head)
@@ -365,8 +387,10 @@ def product_head(product: Product, response: Any, body: Iterator[bytes]) -> byte
 
 def free_space(folder: Path) -> float:
     """Bytes free on a folder's disk; without end where the file system does not tell."""
-    usage = shutil.disk_usage(folder)
-    return usage.free if usage.total else float("inf")
+    with contextlib.suppress(OSError):
+        usage = shutil.disk_usage(folder)
+        return usage.free if usage.total else float("inf")
+    return float("inf")
 
 
 def require_space(folder: Path, need: int) -> None:
@@ -407,7 +431,9 @@ class Job:
         try:
             answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
-            answer = common.parse_wps(self.log.read_bytes(), cut=True) if self.log.exists() else None
+            answer = None
+            with contextlib.suppress(OSError, PepsError):
+                answer = common.parse_wps(self.log.read_bytes(), cut=True)
             again = f"and order again{' with --force' * bool(answer)}"
             self.doubt = f"{err}; if it is not there, remove {shlex.quote(str(common.part_path(self.log)))} {again}"
             if answer is None:
@@ -422,7 +448,7 @@ class Job:
             raise PepsError(f"{self.log} names no statusLocation that can be asked; {advice}", Status.USAGE)
         self.answer = answer
         with contextlib.suppress(OSError, PepsError):
-            report = parse_report(self.report_file.read_bytes())
+            report = parse_report(common.require_plain(self.report_file).read_bytes())
             if report.state == State.FINISHED and self._is_ours(self.status_file):
                 self.known = True
                 self.conclude(State.FINISHED, report=report)
@@ -430,7 +456,8 @@ class Job:
     def _is_ours(self, status_file: Path) -> bool:
         """Whether a status document bears the log's statusLocation."""
         with contextlib.suppress(OSError, PepsError):
-            return common.parse_wps(status_file.read_bytes()).status_location == self.answer.status_location
+            document = common.require_plain(status_file).read_bytes()
+            return common.parse_wps(document).status_location == self.answer.status_location
         return False
 
     def conclude(self, state: State, words: str = "", report: Report | None = None) -> None:
@@ -456,7 +483,9 @@ class Job:
                 self.conclude(*states.get("ProcessFailed" if answer.failed else answer.state, (State.WAITING, "")))
                 return
             try:
-                text, report = service.read(answer.report_url, "report", parse_report)
+                text, report = service.read(
+                    http_url(answer.report_url, location) or answer.report_url, "report", parse_report
+                )
             except PepsError as err:
                 self._keep(document)
                 if isinstance(err, common.Gone):
@@ -517,7 +546,7 @@ class Job:
     def _counts(self) -> str:
         """What a finished job brings, no zero among the numbers."""
         fetch = [product for product in self.products if product.status == Status.NOT_YET]
-        sizes = [product.size - product.partial for product in fetch if product.size]
+        sizes = [max(0, product.size - product.partial) for product in fetch if product.size]
         size = f", {human(sum(sizes))}" if sizes and len(sizes) == len(fetch) else ""
         there, lost = len(self.products) - len(fetch), self.report.unprocessed if self.report else 0
         where = f"{f'{there} on disk, ' * (there > 0)}{len(fetch)} to fetch{size}" if fetch else "all on disk"
@@ -710,7 +739,7 @@ class FollowUp:
                     rate = product.received / max(product.seconds, 0.001)
                     words = f"{human(product.received)} in {duration(product.seconds)}, {human(rate)}/s"
                     console.say(f"[{number}/{total}] {product.path.name}  {words}", news=True)
-                elif isinstance(err, CommonCause):
+                elif isinstance(err, (CommonCause, common.AnotherRun)):
                     product.status, other = err.status, isinstance(err, common.AnotherRun)
                     words = f"another run is at work in {self.folder}" if other else str(err)
                     causes.setdefault(words, []).append(product)
@@ -933,6 +962,7 @@ def run(args: Any) -> Status:
     listed = read_expected(args.json) if args.json else None
     logs = {os.path.abspath(log): log for log in args.log or [Path("Full_Maja.log")]}.values()
     jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
+    common.check_files({f"report of {job.name}": job.report_file for job in jobs if job.log.parent.exists()})
     return follow_up(jobs, args, token, full_maja_hints(), listed)
 
 

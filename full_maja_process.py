@@ -113,7 +113,7 @@ def place(args: Any, url: str, token: str) -> Status:
     if not new:
         raise PepsError(
             f"{args.log} already holds job {one_line(job.job_id)}, so nothing was ordered; choose another log file "
-            "with -l, or add --force to order anew and keep this one as a copy",
+            "with -l, or run it again with --force to order anew and keep this one as a copy",
             Status.USAGE,
         )
     console.say(f"{args.log}: ordered as job {one_line(job.job_id)}, status {one_line(job.status_location)}")

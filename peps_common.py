@@ -27,7 +27,7 @@ from datetime import date, datetime, timezone
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, quote, quote_plus, urljoin, urlsplit
+from urllib.parse import parse_qsl, quote, urljoin, urlsplit
 
 __version__ = "1.1.0"
 
@@ -86,7 +86,7 @@ class CommonCause(PepsError):
     """What stops many things for one reason, such as a refused account: it is said once, with their number."""
 
 
-class AnotherRun(CommonCause):
+class AnotherRun(PepsError):
     """Another run holds the lock of a file."""
 
 
@@ -139,10 +139,17 @@ class Console:
     def error(self, error: object) -> None:
         """Print one line to stderr, -q or not, whatever the text quotes; what is not yet says when to look again."""
         later = f"; {self.later}" if isinstance(error, PepsError) and error.status == Status.NOT_YET else ""
-        self._print(f"{self.prog}: {one_line(f'{error}{later}', 4000)}", sys.stderr)
+        self._print(f"{self.prog}: {error}{later}".replace("\n", " "), sys.stderr)
+
+    def mask(self, text: str) -> str:
+        """A text without the password, however somebody quotes it."""
+        return self.secrets.sub("***", text) if self.secrets else text
 
     def _print(self, text: str, stream: Any) -> None:
-        text = f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.due else text
+        text = self.mask(f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.due else text)
+        text = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+        if stream is None:  # closed before the script began
+            return
         try:
             # A bar without a total has no truth value.
             with contextlib.nullcontext() if self.bar is None else self.bar.external_write_mode(file=stream):
@@ -159,8 +166,7 @@ console = Console()
 
 def one_line(text: object, limit: int = 300) -> str:
     """The words of somebody else as one printable line of at most `limit` characters, without the password."""
-    words = console.secrets.sub("***", str(text)) if console.secrets else str(text)
-    return " ".join("".join(char if char.isprintable() else " " for char in words).split())[:limit]
+    return " ".join("".join(char if char.isprintable() else " " for char in console.mask(str(text))).split())[:limit]
 
 
 def human(size: float) -> str:
@@ -284,7 +290,7 @@ def server_url(text: str) -> str:
         good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
     except ValueError:
         good = False
-    if not good or "@" in parts.netloc or parts.query or parts.fragment or " " in one_line(text):
+    if not good or "@" in parts.netloc or parts.query or parts.fragment or re.search(r"\s|[^ -~]", text.strip()):
         # The text is not echoed: it may hold a password.
         raise argparse.ArgumentTypeError(
             f"the server (--server or $PEPS_URL) must look like {DEFAULT_SERVER}, without account or query"
@@ -446,20 +452,23 @@ def read_account(path: Path) -> str:
 
 
 def secret_forms(password: str, token: str) -> re.Pattern[str]:
-    """The forms in which somebody may quote a password: as it is, or escaped for a URL, HTML or JSON, or as a token."""
-    import html
+    """The forms in which somebody may quote a password: each character as it is or escaped for URL, HTML or JSON."""
     import json
+    from html.entities import codepoint2name
 
-    escaped = html.escape(password)
-    forms = {
-        token, password, quote(password), quote(password, safe=""), quote_plus(password), escaped,
-        html.escape(password, quote=False), escaped.replace("&#x27;", "&#39;"), json.dumps(password)[1:-1],
-        escaped.encode("ascii", "xmlcharrefreplace").decode(), password.encode().decode("latin-1"),
-    }  # fmt: skip
-    # Blanks are matched as any blanks: a service may have folded them. A short password counts as a whole word alone.
-    patterns = [r"\s+".join(map(re.escape, form.split())) or re.escape(form) for form in sorted(forms, key=len)[::-1]]
+    def forms(char: str) -> str:
+        number, data = ord(char), char.encode()
+        plain = (char, json.dumps(char)[1:-1], f"&{codepoint2name.get(number, 'apos')};", data.decode("latin-1"))
+        url = "".join(f"%{byte:02x}" for byte in data)
+        return rf"\\?(?:{'|'.join(map(re.escape, plain))})|{url}|&#0*{number};|&#x0*{number:x};"
+
+    # A service may have folded blanks. A short password counts as a whole word alone.
+    pattern = "".join(
+        rf"(?:\s|\+|{'|'.join(map(forms, piece))})*" if piece.isspace() else f"(?:{forms(piece)})"
+        for piece in re.findall(r"\s+|\S", password)
+    )
     edge = r"(?<!\w){}(?!\w)" if len(password) < 4 else "{}"
-    return re.compile("|".join(edge.format(pattern) for pattern in patterns), re.IGNORECASE)
+    return re.compile(f"{edge.format(pattern)}|{re.escape(token)}", re.IGNORECASE)
 
 
 def is_loopback(host: str) -> bool:
@@ -802,6 +811,9 @@ class Service:
     """A PEPS by its base URL, its account by `read_account`'s token, and the only door to the network."""
 
     def __init__(self, base: str, token: str, connections: int = ASK_AT_ONCE):
+        import warnings
+
+        warnings.simplefilter("ignore")  # http.cookiejar shows a traceback of what a hostile cookie brings about
         try:
             from http.client import HTTPException
 
@@ -994,8 +1006,7 @@ class Service:
                 return self.refusal(response, "order", now, words)
         if words and not error:
             return PepsError(f"{host_of(response.url)} refused the order: {words}")
-        refused = code != 408 and code < 500 and (error or code >= 400)
-        return self.refusal(response, "order", code, words) if refused else None
+        return self.refusal(response, "order", code, words) if 400 <= code < 500 and code != 408 else None
 
     def search(self, area: str, start: str, end: str, relative_orbit: int | None = None) -> dict[str, Any]:
         """Every L1C product of the catalogue, of one relative orbit or of all, merged in one FeatureCollection.
@@ -1055,10 +1066,9 @@ def reason(err: BaseException) -> str:
 
 def error_words(document: bytes, code: int) -> tuple[int, str]:
     """The code and the words of an error, if its body is one of WPS or the service's JSON."""
-    error = parse_json_error(document, code)
-    with contextlib.suppress(Unreadable):
+    with contextlib.suppress(Unreadable), parsing:
         answer = parse_wps(document, cut=True)
-        return error or (code, answer.message if answer.failed else "")
+        return parse_json_error(document, code) or (code, answer.message if answer.failed else "")
     return code, ""
 
 
@@ -1086,11 +1096,12 @@ def part_path(path: Path, suffix: str = ".part") -> Path:
     return path.parent / (path.name + suffix)
 
 
-def require_plain(path: Path) -> None:
-    """Raise OSError if there is something that is no plain file: a folder, a pipe, a device."""
+def require_plain(path: Path) -> Path:
+    """The path; raises OSError if there is something that is no plain file: a folder, a pipe, a device."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return path
 
 
 def open_own(name: str, flags: int) -> int:
@@ -1116,7 +1127,7 @@ def part_file(path: Path, wait_s: float = 0, suffix: str = ".part") -> Iterator[
         if free and is_same(file, part):  # else the last owner renamed or removed it while this one was opening it
             break
         file.close()
-        if not free and time.monotonic() >= end:
+        if time.monotonic() >= end + 10 * free:
             raise AnotherRun(f"another run is at work on {path}", Status.NOT_YET)
         time.sleep(0 if free else 0.1)
     try:
@@ -1144,7 +1155,7 @@ def lock(file: io.FileIO) -> bool:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
-        if err.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+        if err.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             return False
         warning = f"warning: {Path(file.name).parent} is on a disk without locks; let no two runs work there at once"
         if console.once(warning):
@@ -1172,7 +1183,12 @@ def finish(file: io.FileIO, path: Path) -> None:
     if os.name == "nt":  # where an open file can be neither renamed nor removed
         file.close()
     os.replace(file.name, path)
-    with contextlib.suppress(OSError):  # Windows, a folder that may not be read, a file system that refuses
+    sync_folder(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the name of a file durable, where the system can: Windows, and a folder that may not be read, cannot."""
+    with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -1273,6 +1289,7 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[W
     with contextlib.ExitStack() as stack:
         with named_file(log, "nothing was sent, choose another log file"):
             require_plain(log)
+            require_plain(part_path(log, ".new"))
             part = stack.enter_context(part_file(log))
             answer = settle(part, log, force)
         if not (answer or force):
@@ -1299,6 +1316,7 @@ def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
             part.seek(0)
             write(part, note + bytes(65536))  # room for an answer
             os.fsync(part.fileno())
+            sync_folder(log)
             part.seek(len(note))
         response, why = service.submit(url, keep)
     except (PepsError, OSError, MemoryError, KeyboardInterrupt) as err:
@@ -1350,7 +1368,8 @@ def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "") -> Wp
         keep_copy(log, content.rstrip(b"\0"))
         part.truncate(0)
         return None
-    when, place = (noted[1].decode(), noted[2].decode().partition("/resto/")[0]) if noted else ("an older run", "")
+    when, url = (found.decode(errors="replace") for found in noted.groups()) if noted else ("an older run", "")
+    place = url.partition("/resto/")[0]
     raise OrderInDoubt(
         f"{log}: the order of {when} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
         f"look at your jobs{place and f' on {place}'}"
@@ -1390,4 +1409,4 @@ def keep_copy(log: Path, content: bytes) -> None:
             if content not in (b"", last):
                 write_whole(copy, content)
             return
-        last = copy.read_bytes()
+        last = copy.read_bytes() if copy.is_file() else b""

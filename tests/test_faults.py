@@ -487,7 +487,7 @@ def test_what_never_ends(place, name, run, make_job, monkeypatch):
 def test_a_product_that_is_slow_but_comes_is_not_broken_off(run, make_job, monkeypatch):
     """What is no slower than it may be is left alone, however long it takes in all."""
     monkeypatch.setattr(full_maja_download, "SLOWEST_S", 0.5)
-    monkeypatch.setattr(full_maja_download, "SLOWEST_BYTES", 20_000)
+    monkeypatch.setattr(full_maja_download, "SLOWEST_RATE", 50_000)
     job = make_job(count=1)
 
     def slowly(handler):
