@@ -1301,23 +1301,28 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[W
             return place(service, url, part, log), True
 
 
-def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
-    """Note an order durably, send it once, and conclude: the answer becomes the log, the note goes, or doubt stays."""
+def write_note(part: io.FileIO, log: Path, url: str) -> int:
+    """Note durably that an order is about to be sent, with room for its answer behind; returns where that begins."""
     note = NOTE + f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {url}\n\n".encode()
-    received, response, why, stopped = bytearray(), None, "", None
+    with named_file(log, "nothing was sent, choose another log file"):
+        part.seek(0)
+        write(part, note + bytes(65536))
+        os.fsync(part.fileno())
+        sync_folder(log)
+        return part.seek(len(note))
+
+
+def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
+    """Note an order, send it once, and conclude: its answer becomes the log, the note goes, or the doubt stays."""
+    answer, response, why, stopped = bytearray(), None, "", None
 
     def keep(piece: bytes) -> None:
-        received.extend(piece)
+        answer.extend(piece)
         write(part, piece)
 
     service.patience.handed_over = False
     try:
-        with named_file(log, "nothing was sent, choose another log file"):
-            part.seek(0)
-            write(part, note + bytes(65536))  # room for an answer
-            os.fsync(part.fileno())
-            sync_folder(log)
-            part.seek(len(note))
+        begin = write_note(part, log, url)
         response, why = service.submit(url, keep)
     except (PepsError, OSError, MemoryError, KeyboardInterrupt) as err:
         if not service.patience.handed_over:
@@ -1326,21 +1331,21 @@ def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
         stopped = err if isinstance(err, KeyboardInterrupt) else None
         why = "interrupted before its answer was there" if stopped else in_words(err)
     with contextlib.suppress(OSError):
-        part.truncate(len(note) + len(received))
+        part.truncate(begin + len(answer))
         os.fsync(part.fileno())
-    refused = service.refused_order(response, bytes(received)) if response is not None else None
+    refused = service.refused_order(response, bytes(answer)) if response is not None else None
     if refused:
         forget(part)
         raise refused
     try:
-        answer = settle(part, log, why=why)
+        job = settle(part, log, why=why)
     except OrderInDoubt as err:
         err.status = stopped_by(stopped) if stopped else err.status
         raise
     if stopped:
         raise stopped
-    assert answer  # what is no job was raised
-    return answer
+    assert job  # what is no job was raised
+    return job
 
 
 def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "") -> WpsAnswer | None:
