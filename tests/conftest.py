@@ -37,7 +37,6 @@ def one_peps():
 def peps(one_peps, monkeypatch):
     """The local PEPS as if just started, and an environment in which it is the default server."""
     one_peps.reset()
-    one_peps.product_size = 3000  # what is in a product seldom matters
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PEPS_URL", one_peps.url)
