@@ -14,40 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from stories import answer, exception_report, failed
 
-import peps_common
-from full_maja_download import (
-    RESULTS_MAX,
-    State,
-    body_span,
-    bounded,
-    duration,
-    missing_acquisitions,
-    parse_report,
-    product_name,
-)
-from peps_common import (
-    L1C,
-    Acquisition,
-    PepsError,
-    Status,
-    Unreadable,
-    acquisition,
-    as_date,
-    as_orbit,
-    as_tile,
-    beside,
-    execute_url,
-    human,
-    may_carry_password,
-    number_between,
-    one_line,
-    parse_account,
-    parse_page,
-    parse_wps,
-    prefer_https,
-    server_url,
-    worst,
-)
+import full_maja_download as download
+import peps_common as common
+from full_maja_download import State, parse_report, product_name
+from peps_common import L1C, PepsError, Status, Unreadable, acquisition, parse_wps
 from peps_maja_process import as_moment
 
 # The same examples in every run, however slow the machine: a failure is a failure, and not chance.
@@ -63,11 +33,8 @@ REPORT_URL = "https://peps.cnes.fr/wps/outputs/report.json?a=1&b=2"
 ESCAPED = REPORT_URL.replace("&", "&amp;")
 
 
-# ---- WPS answers: state, job id, statusLocation, report URL
-
-
 def rooted(attributes: str, status: str, rest: str = "", prefix: str = "wps:", heading: str = "") -> str:
-    """An ExecuteResponse with the root's attributes and the status's element as they are written here."""
+    """An ExecuteResponse with these attributes of the root and this element in its status."""
     name = f"{prefix}ExecuteResponse"
     namespace = f'xmlns{":" * bool(prefix)}{prefix.rstrip(":")}="http://www.opengis.net/wps/1.0.0"'
     others = 'xmlns:ows="http://www.opengis.net/ows/1.1" xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -91,15 +58,18 @@ SERVLET = "http://geo.example.org:8080/wps/RetrieveResultServlet?id=7c1e-42"
 GEOSERVER = (
     "http://geo.example.org/geoserver/ows?service=WPS&version=1.0.0&request=GetExecutionStatus&executionId=9-8-7"
 )
-DEEGREE = (
-    "http://geo.example.org/services/wps?service=WPS&version=1.0.0&request=GetResponseDocument&identifier=RESPONSE_5"
-)
+DEEGREE = "http://geo.example.org/wps?service=WPS&version=1.0.0&request=GetResponseDocument&identifier=RESPONSE_5"
 STARTED = '<wps:ProcessStarted percentCompleted="37">Process running</wps:ProcessStarted>'
 SUCCEEDED = "<wps:ProcessSucceeded>done</wps:ProcessSucceeded>"
 
 
 def located(location: str) -> str:
     return f'statusLocation="{location.replace("&", "&amp;")}"'
+
+
+def succeeded(location: str, *references: str) -> bytes:
+    """A job that was handed over, with these attributes of Reference elements."""
+    return rooted(located(location), SUCCEEDED, outputs(*references)).encode()
 
 
 ANSWERS = {
@@ -116,38 +86,22 @@ ANSWERS = {
     "PyWPS 4, no prefix": (
         rooted(located(UUID_URL), "<ProcessAccepted/>", prefix="").encode(), ("ProcessAccepted", UUID, UUID_URL, "", "")
     ),
-    "PyWPS 4, started": (
-        rooted(located(UUID_URL), STARTED).encode(), ("ProcessStarted", UUID, UUID_URL, "", "37")
-    ),
-    "PyWPS, paused": (
-        rooted(located(UUID_URL), "<wps:ProcessPaused/>").encode(), ("ProcessPaused", UUID, UUID_URL, "", "")
-    ),
+    "started": (rooted(located(UUID_URL), STARTED).encode(), ("ProcessStarted", UUID, UUID_URL, "", "37")),
+    "paused": (rooted(located(UUID_URL), "<wps:ProcessPaused/>").encode(), ("ProcessPaused", UUID, UUID_URL, "", "")),
     "PyWPS, href": (
-        rooted(located(UUID_URL), SUCCEEDED, outputs(f'href="{ESCAPED}"')).encode(),
-        ("ProcessSucceeded", UUID, UUID_URL, REPORT_URL, ""),
+        succeeded(UUID_URL, f'href="{ESCAPED}"'), ("ProcessSucceeded", UUID, UUID_URL, REPORT_URL, "")
     ),
-    "PyWPS, success without a Reference": (
-        rooted(located(UUID_URL), SUCCEEDED, "<wps:ProcessOutputs/>").encode(),
-        ("ProcessSucceeded", UUID, UUID_URL, "", ""),
-    ),
-    "52°North, started": (rooted(located(SERVLET), STARTED).encode(), ("ProcessStarted", "7c1e-42", SERVLET, "", "37")),
+    "success without a Reference": (succeeded(UUID_URL), ("ProcessSucceeded", UUID, UUID_URL, "", "")),
     "52°North, several References": (
-        rooted(located(SERVLET), SUCCEEDED, outputs(
-            f'mimeType="application/json" xlink:href="{ESCAPED}"', 'mimeType="text/xml" xlink:href="http://a/b"'
-        )).encode(),
+        succeeded(SERVLET, f'mimeType="application/json" xlink:href="{ESCAPED}"', 'mimeType="text/xml" xlink:href="b"'),
         ("ProcessSucceeded", "7c1e-42", SERVLET, REPORT_URL, ""),
     ),
-    "GeoServer, started": (
-        rooted(located(GEOSERVER), STARTED).encode(), ("ProcessStarted", "9-8-7", GEOSERVER, "", "37")
-    ),
     "GeoServer, several References, none of JSON": (
-        rooted(located(GEOSERVER), SUCCEEDED, outputs('href="http://a/b"', f'href="{ESCAPED}"')).encode(),
+        succeeded(GEOSERVER, 'href="http://a/b"', f'href="{ESCAPED}"'),
         ("ProcessSucceeded", "9-8-7", GEOSERVER, REPORT_URL, ""),
     ),
     "GeoServer, two of JSON": (
-        rooted(located(GEOSERVER), SUCCEEDED, outputs(
-            'href="http://a/b" mimeType="text/json"', f'href="{ESCAPED}" mimeType="Application/JSON"', 'href="http://c"'
-        )).encode(),
+        succeeded(GEOSERVER, 'href="b" mimeType="text/json"', f'href="{ESCAPED}" mimeType="A/JSON"', 'href="c"'),
         ("ProcessSucceeded", "9-8-7", GEOSERVER, REPORT_URL, ""),
     ),
     "deegree": (
@@ -169,20 +123,15 @@ def test_wps_answer(document, expected):
     assert found.holds_job == bool(found.status_location)
 
 
-@pytest.mark.parametrize("length", [140, 260, 300])
+@pytest.mark.parametrize("length", [0, 260, 300])
 def test_an_answer_that_was_cut_off_is_a_job(length):
     """The root's start tag has all that a job needs; elsewhere half a document is none."""
-    document = rooted(located(UUID_URL), STARTED).encode()[: max(length, document_start(rooted(located(UUID_URL), "")))]
+    whole = rooted(located(UUID_URL), STARTED)
+    document = whole[: max(length, whole.index("<wps:Status"))].encode()
     assert parse_wps(document, cut=True).job_id == UUID
-    with pytest.raises(Unreadable):
-        parse_wps(document)
-    with pytest.raises(Unreadable):
-        parse_wps(document[:100], cut=True)
-
-
-def document_start(document: str) -> int:
-    """Where the root's start tag ends."""
-    return document.index("<wps:Status")
+    for half, cut in ((document, False), (document[:100], True)):
+        with pytest.raises(Unreadable):
+            parse_wps(half, cut)
 
 
 REFUSALS = {
@@ -208,33 +157,36 @@ LAUGHS = b'<!DOCTYPE lolz [<!ENTITY a "ha">' + b"".join(
     b'<!ENTITY %c "%s">' % (98 + n, b"&%c;" % (97 + n) * 10) for n in range(9)
 )
 UNREADABLE = {
-    "empty": (b"", Status.NOT_YET),
-    "blank": (b" \n", Status.NOT_YET),
-    "text": (b"PEPS is resting", Status.NOT_YET),
-    "page": (b"<html><body>Maintenance</body></html>", Status.NOT_YET),
-    "page with a doctype": (b"<!doctype html><html><body>Maintenance</body></html>", None),
-    "WPS 2.0": (b'<wps:StatusInfo xmlns:wps="http://www.opengis.net/wps/2.0"/>', Status.NOT_YET),
-    "truncated": (answer(UUID_URL)[:-20], Status.NOT_YET),
-    "half of UTF-16": (PYWPS3.format("utf-16").encode("utf-16")[:101], Status.NOT_YET),
-    "unknown encoding": (b'<?xml version="1.0" encoding="klingon"?><a/>', Status.NOT_YET),
-    "not UTF-8": (b"<a>\xff</a>", Status.NOT_YET),
-    "laughs": (LAUGHS + b"]>" + answer(state="<ProcessAccepted>&j;</ProcessAccepted>"), Status.FAILED),
-    "file entity": (b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>', Status.FAILED),
-    "outer DTD": (b'<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd"><a/>', Status.FAILED),
-    "DTD in UTF-16": ("<!DOCTYPE a><a/>".encode("utf-16"), Status.FAILED),
-    "other JSON": (b'{"USER_INFO": {}}', Status.NOT_YET),
-    "half of JSON": (b'{"ErrorCode": 401, "ErrorMes', Status.NOT_YET),
-    "deep": (b"<a>" * 100_000, Status.NOT_YET),
-    "too many values": (b"<a>" + b"<b/>" * 2_000_000 + b"</a>", Status.FAILED),
+    "empty": b"",
+    "blank": b" \n",
+    "text": b"PEPS is resting",
+    "page": b"<html><body>Maintenance</body></html>",
+    "WPS 2.0": b'<wps:StatusInfo xmlns:wps="http://www.opengis.net/wps/2.0"/>',
+    "truncated": answer(UUID_URL)[:-20],
+    "half of UTF-16": PYWPS3.format("utf-16").encode("utf-16")[:101],
+    "unknown encoding": b'<?xml version="1.0" encoding="klingon"?><a/>',
+    "not UTF-8": b"<a>\xff</a>",
+    "other JSON": b'{"USER_INFO": {}}',
+    "half of JSON": b'{"ErrorCode": 401, "ErrorMes',
+    "deep": b"<a>" * 100_000,
+}
+DISTRUSTED = {
+    "page with a doctype": b"<!doctype html><html><body>Maintenance</body></html>",
+    "laughs": LAUGHS + b"]>" + answer(state="<ProcessAccepted>&j;</ProcessAccepted>"),
+    "file entity": b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>',
+    "outer DTD": b'<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd"><a/>',
+    "DTD in UTF-16": "<!DOCTYPE a><a/>".encode("utf-16"),
+    "too many values": b"<a>" + b"<b/>" * 2_000_000 + b"</a>",
 }
 
 
-@pytest.mark.parametrize(("document", "expected"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_no_wps_answer(document, expected):
+@pytest.mark.parametrize("name", [*UNREADABLE, *DISTRUSTED])
+def test_what_is_no_wps_answer(name):
     """It is refused: for good where it is not to be trusted, else it may be in order next time."""
     with pytest.raises(Unreadable) as refused:
-        parse_wps(document)
-    assert expected in (None, refused.value.status)
+        parse_wps({**UNREADABLE, **DISTRUSTED}[name])
+    if name != "page with a doctype":  # XML's DOCTYPE is in capitals, so that this may be either
+        assert refused.value.status == (Status.NOT_YET if name in UNREADABLE else Status.FAILED)
 
 
 @pytest.mark.parametrize(
@@ -252,32 +204,23 @@ def test_job_id_is_the_stem_of_the_status_document(location, job_id):
     assert parse_wps(answer(location)).job_id == job_id
 
 
-# ---- reports
-
-
 def report(**info):
     """A report with these keys in USER_INFO."""
     return json.dumps({"USER_INFO": info}).encode()
 
 
 ZIP = "https://peps.cnes.fr/cgi-bin/mapcache_results/maja/1/SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4.zip"
-STATES = [
-    ("PENDING", State.WAITING),
-    ("STALLED", State.RUNNING),
-    ("FINISHED", State.FINISHED),
-    ("ERROR", State.FAILED),
-    ("CANCELED", State.CANCELED),
-    ("SUSPENDED", State.UNKNOWN),
-    ("", State.UNKNOWN),
-]
+STATES = {
+    "PENDING": State.WAITING, "STALLED": State.RUNNING, "FINISHED": State.FINISHED, "ERROR": State.FAILED,
+    "CANCELED": State.CANCELED, "SUSPENDED": State.UNKNOWN, "": State.UNKNOWN,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("word", "state"), STATES)
+@pytest.mark.parametrize(("word", "state"), STATES.items())
 def test_state_of_a_report(word, state):
     """The service's words, `STALLED` for running among them, and any other one as it is."""
     found = parse_report(report(job_status=word))
-    assert found.state == state
-    assert found.words == (word if state == State.UNKNOWN else "")
+    assert (found.state, found.words) == (state, word if state == State.UNKNOWN else "")
 
 
 @pytest.mark.parametrize("value", [None, 7, True, [], ["FINISHED?"], {}, {"a": 1}])
@@ -305,45 +248,22 @@ def test_progress(value, expected):
 @pytest.mark.parametrize(
     ("value", "count", "lost"),
     [
-        pytest.param(2, 2, (), id="number"),
-        pytest.param(0, 0, (), id="none"),
-        pytest.param("2", 2, (), id="text"),
-        pytest.param(" 2 ", 2, (), id="text with blanks"),
-        pytest.param("", 0, (), id="empty text"),
-        pytest.param(2.0, 2, (), id="decimal"),
-        pytest.param(-1, 0, (), id="negative"),
-        pytest.param(None, 0, (), id="null"),
-        pytest.param([], 0, (), id="empty list"),
-        pytest.param(["a", "b"], 2, ("a", "b"), id="names"),
-        pytest.param({"2017-07-04": "a"}, 1, ("a",), id="object"),
-        pytest.param("1e999", 10**6, (), id="infinite"),
-        pytest.param("9" * 5000, 10**6, (), id="five thousand digits"),
-        pytest.param("nan", None, None, id="no number"),
+        (2, 2, ()), (0, 0, ()), ("2", 2, ()), (" 2 ", 2, ()), ("", 0, ()), (2.0, 2, ()), (-1, 0, ()), (None, 0, ()),
+        ([], 0, ()), (["a", "b"], 2, ("a", "b")), ({"2017-07-04": "a"}, 1, ("a",)), ("1e999", 10**6, ()),
+        ("9" * 5000, 10**6, ()),
     ],
-)
+    ids=lambda value: repr(value)[:20],
+)  # fmt: skip
 def test_unprocessed(value, count, lost):
     """Lost dates are counted, and listed where they are named."""
     found = parse_report(report(job_status="FINISHED", unprocessed=value))
-    if count is None:
-        assert found.unprocessed >= 0
-    else:
-        assert (found.unprocessed, found.lost) == (count, lost)
+    assert (found.unprocessed, found.lost) == (count, lost)
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        pytest.param([ZIP], (ZIP,), id="list"),
-        pytest.param([ZIP, ZIP], (ZIP,), id="twice the same"),
-        pytest.param(ZIP, (ZIP,), id="text"),
-        pytest.param([], (), id="empty"),
-        pytest.param([None, ZIP], (ZIP,), id="null among them"),
-        pytest.param([{"url": ZIP}], (ZIP,), id="objects"),
-    ],
-)
-def test_results(value, expected):
+@pytest.mark.parametrize("value", [[ZIP], [ZIP, ZIP], ZIP, [], [None, ZIP], [{"url": ZIP}]], ids=repr)
+def test_results(value):
     """The results, each once, in whatever list they come."""
-    assert parse_report(report(job_status="FINISHED", results=value)).results == expected
+    assert parse_report(report(job_status="FINISHED", results=value)).results == ((ZIP,) if value else ())
 
 
 @pytest.mark.parametrize("value", [None, "", "two\nlines", 5, ["a"], {}])
@@ -352,20 +272,21 @@ def test_message_is_one_line(value):
     assert "\n" not in parse_report(report(job_status="ERROR", message=value)).words
 
 
-LOOSE = [
-    pytest.param({"percentCompleted": 37, "state": "STALLED"}, (State.RUNNING, "37%", ()), id="flat"),
-    pytest.param({"a": [{"b": {"percentCompleted": "37%"}}, ["STALLED"]]}, (State.RUNNING, "37%", ()), id="deep"),
-    pytest.param({"x": "FINISHED", "y": {"z": [ZIP]}}, (State.FINISHED, "", (ZIP,)), id="finished"),
-    pytest.param({"x": "CANCELED"}, (State.CANCELED, "", ()), id="canceled"),
-    pytest.param({"x": "not FINISHED yet"}, (State.UNKNOWN, "", ()), id="word within a sentence"),
-    pytest.param({"FINISHED": False}, (State.UNKNOWN, "", ()), id="word as a key"),
-    pytest.param({"x": "FINISHED", "y": f"see {ZIP} there"}, (State.FINISHED, "", ()), id="URL within a sentence"),
-    pytest.param({"USER_INFO": {"job_status": None}, "x": "FINISHED", "y": ZIP}, (State.FINISHED, "", (ZIP,)),
-                 id="null in USER_INFO"),
-]  # fmt: skip
+LOOSE = {
+    "flat": ({"percentCompleted": 37, "state": "STALLED"}, (State.RUNNING, "37%", ())),
+    "deep": ({"a": [{"b": {"percentCompleted": "37%"}}, ["STALLED"]]}, (State.RUNNING, "37%", ())),
+    "finished": ({"x": "FINISHED", "y": {"z": [ZIP]}}, (State.FINISHED, "", (ZIP,))),
+    "canceled": ({"x": "CANCELED"}, (State.CANCELED, "", ())),
+    "word within a sentence": ({"x": "not FINISHED yet"}, (State.UNKNOWN, "", ())),
+    "word as a key": ({"FINISHED": False}, (State.UNKNOWN, "", ())),
+    "URL within a sentence": ({"x": "FINISHED", "y": f"see {ZIP} there"}, (State.FINISHED, "", ())),
+    "null in USER_INFO": (
+        {"USER_INFO": {"job_status": None}, "x": "FINISHED", "y": ZIP}, (State.FINISHED, "", (ZIP,))
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("document", "expected"), LOOSE)
+@pytest.mark.parametrize(("document", "expected"), LOOSE.values(), ids=LOOSE)
 def test_loose_report_of_a_single_product(document, expected):
     """Without the keys, state word, percentage and .zip URLs count wherever they stand as values."""
     found = parse_report(json.dumps(document).encode())
@@ -381,47 +302,40 @@ def test_what_is_no_report(document):
 
 
 def test_a_report_of_endless_results_is_refused():
-    results = [f"http://a.org/{number}.zip" for number in range(RESULTS_MAX + 1)]
+    results = [f"http://a.org/{number}.zip" for number in range(download.RESULTS_MAX + 1)]
     with pytest.raises(Unreadable):
         parse_report(report(job_status="FINISHED", results=results))
-
-
-# ---- the catalogue
 
 
 @pytest.mark.parametrize(
     ("properties", "more"),
     [
-        pytest.param({"links": [{"rel": "self"}, {"rel": "next", "href": "x"}]}, True, id="next"),
-        pytest.param({"links": [{"rel": "self"}]}, False, id="last"),
-        pytest.param({"links": []}, False, id="no links"),
-        pytest.param({"links": [None, "next", {"rel": None}]}, False, id="odd links"),
-        pytest.param({"links": None}, False, id="null"),
-        pytest.param({}, False, id="missing"),
-        pytest.param(None, False, id="no properties"),
+        ({"links": [{"rel": "self"}, {"rel": "next", "href": "x"}]}, True), ({"links": [{"rel": "self"}]}, False),
+        ({"links": []}, False), ({"links": [None, "next", {"rel": None}]}, False), ({"links": None}, False),
+        ({}, False), (None, False),
     ],
-)
+    ids=repr,
+)  # fmt: skip
 def test_page_tells_whether_there_is_more(properties, more):
     """A link `next` says so, and only a list of links without it says no."""
     document = {"properties": properties, "features": [{}]}
-    assert parse_page(json.dumps(document).encode()) == (document, more)
+    assert common.parse_page(json.dumps(document).encode()) == (document, more)
 
 
 def test_a_full_page_that_does_not_tell_has_a_next_one():
-    assert parse_page(json.dumps({"features": [{}] * peps_common.PAGE_RECORDS}).encode())[1]
+    assert common.parse_page(json.dumps({"features": [{}] * common.PAGE_RECORDS}).encode())[1]
 
 
 @pytest.mark.parametrize("document", [b"", b"<html/>", b"[]", b"{}", b'{"features": null}', b'{"features": {}}'])
 def test_what_is_no_page(document):
     """Something else than an answer must not pass for nothing found."""
     with pytest.raises(Unreadable):
-        parse_page(document)
+        common.parse_page(document)
 
 
 L1C_NAME = "S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_20170704T111010"
 OLD_NAME = "S2A_OPER_PRD_MSIL1C_PDMC_20160712T121910_R051_V20160712T105032_20160712T105032"
-NAMES = [
-    # name, mgrs and startDate of the catalogue, the acquisition
+NAMES = [  # name, mgrs and startDate of the catalogue, the acquisition
     (L1C_NAME, "", "", ("S2A", "31TCJ", "20170704T105621")),
     (f"{L1C_NAME}.SAFE", "", "", ("S2A", "31TCJ", "20170704T105621")),
     ("S2B_MSIL1C_20190816T235251_N0208_R130_T56HKH_20190817T010500", "", "", ("S2B", "56HKH", "20190816T235251")),
@@ -449,81 +363,53 @@ NAMES = [
 def test_acquisition_of_a_name(name, tile, start, expected):
     """Platform, tile and time tie an L1C product to its L2A product, in names of all eras."""
     found = acquisition(name, tile, start)
-    assert found == (expected and Acquisition(*expected[:2], datetime.strptime(expected[2], "%Y%m%dT%H%M%S")))
+    assert found == (expected and common.Acquisition(*expected[:2], datetime.strptime(expected[2], "%Y%m%dT%H%M%S")))
 
 
 @pytest.mark.parametrize(
     ("l1c", "l2a", "paired"),
     [
-        ("S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_20170704T111010", "SENTINEL2A_20170704-105605-456", True),
-        ("S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_20170704T111010", "SENTINEL2A_20170704-110121-456", True),
-        ("S2A_MSIL1C_20190816T235251_N0208_R130_T31TCJ_20190817T010500", "SENTINEL2A_20190817-000012-000", True),
-        ("S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_20170704T111010", "SENTINEL2A_20170704-115622-000", False),
-        ("S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_20170704T111010", "SENTINEL2B_20170704-105605-456", False),
-        ("S2A_MSIL1C_20170704T105621_N0205_R051_T31TDH_20170704T111010", "SENTINEL2A_20170704-105605-456", False),
-        ("S2A_MSIL1C_20170705T105621_N0205_R051_T31TCJ_20170705T111010", "SENTINEL2A_20170704-105605-456", False),
+        (L1C_NAME, "2A_20170704-105605-456", True), (L1C_NAME, "2A_20170704-110121-456", True),
+        ("S2A_MSIL1C_20190816T235251_N0208_R130_T31TCJ_20190817T010500", "2A_20190817-000012-000", True),
+        (L1C_NAME, "2A_20170704-115622-000", False), (L1C_NAME, "2B_20170704-105605-456", False),
+        (L1C_NAME.replace("T31TCJ", "T31TDH"), "2A_20170704-105605-456", False),
+        (L1C_NAME.replace("20170704", "20170705"), "2A_20170704-105605-456", False),
     ],
     ids=["seconds", "minutes", "over midnight", "more than an hour", "platform", "tile", "day"],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("form", ["D_V1-4.zip", "C_V1-0_NOVALD.zip", "D_NOVALD_V4-0.zip"])
 def test_pairs_of_an_acquisition(l1c, l2a, paired, form):
     """Of one acquisition are a product and a cloudy entry whose times are an hour apart at most."""
     listed = acquisition(l1c)
-    found = missing_acquisitions([listed, listed], [f"https://a.org/{l2a}_L2A_T31TCJ_{form}"])
+    found = download.missing_acquisitions([listed, listed], [f"https://a.org/SENTINEL{l2a}_L2A_T31TCJ_{form}"])
     assert found == ([] if paired else [listed])
-
-
-# ---- names of results
 
 
 @pytest.mark.parametrize(
     ("url", "name"),
     [
-        (ZIP, ZIP.rpartition("/")[2]),
-        ("http://a.org/x%20y.zip", "x y.zip"),
-        ("http://a.org/x.zip?token=1/2.zip#3", "x.zip"),
-        ("http://a.org/a/b/%C3%A9.zip", "é.zip"),
-        ("http://a.org/report.json", "report.json"),
-        ("http://a.org/x.tgz", "x.tgz"),
-        ("http://a.org/x.exe", "x.exe"),
+        (ZIP, ZIP.rpartition("/")[2]), ("http://a.org/x%20y.zip", "x y.zip"),
+        ("http://a.org/x.zip?token=1/2.zip#3", "x.zip"), ("http://a.org/a/b/%C3%A9.zip", "é.zip"),
+        ("http://a.org/report.json", "report.json"), ("http://a.org/x.tgz", "x.tgz"), ("http://a.org/x.exe", "x.exe"),
     ],
-)
+)  # fmt: skip
 def test_name_of_a_result(url, name):
     """The last component of the path, decoded."""
     assert product_name(url) == name
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://a.org/",
-        "http://a.org",
-        "http://a.org/..",
-        "http://a.org/.zip",
-        "http://a.org/.hidden.zip",
-        "http://a.org/..%2Fetc%2Fx.zip",
-        "http://a.org/%2Fetc%2Fx.zip",
-        "http://a.org/..%5Cx.zip",
-        "http://a.org/C%3Ax.zip",
-        "http://a.org/x%00.zip",
-        "http://a.org/x%0A.zip",
-        "http://a.org/x%1b[31m.zip",
-        "http://a.org/x%E2%80%AE.zip",
-        "http://a.org/x.zip/",
-        "http://a.org/x.zip.part",
-        "http://a.org/requests.py",
-        "http://a.org/x.pth",
-        "http://a.org/tqdm.cpython-311.SO",
-        f"http://a.org/{'x' * 247}.zip",
-        "ftp://a.org/x.zip",
-        "file:///etc/x.zip",
-        "x.zip",
-        "//a.org/x.zip",
-        "http:///x.zip",
-        "http://[::1/x.zip",
-        "",
-    ],
-)
+HOSTILE = [
+    "", "..", ".zip", ".hidden.zip", "..%2Fetc%2Fx.zip", "%2Fetc%2Fx.zip", "..%5Cx.zip", "C%3Ax.zip", "x%00.zip",
+    "x%0A.zip", "x%1b[31m.zip", "x%E2%80%AE.zip", "x.zip/", "x.zip.part", "requests.py", "x.pth",
+    "tqdm.cpython-311.SO", f"{'x' * 247}.zip",
+]  # fmt: skip
+NO_ADDRESSES = [
+    "http://a.org", "ftp://a.org/x.zip", "file:///etc/x.zip", "x.zip", "//a.org/x.zip", "http:///x.zip",
+    "http://[::1/x.zip", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", [*(f"http://a.org/{name}" for name in HOSTILE), *NO_ADDRESSES])
 def test_name_that_is_refused(url):
     """No separators, no `..`, no hidden name, no control character, nothing that Python would load as a module."""
     with pytest.raises(PepsError) as refused:
@@ -548,9 +434,6 @@ def test_name_of_any_url_is_harmless(text):
             assert Path("folder", name).parent == Path("folder")
 
 
-# ---- any bytes at all
-
-
 JUNK = st.one_of(
     st.binary(max_size=300),
     st.text(alphabet="<>/&;{}[]\":,'= aExcutRspon1\n\0é", max_size=80).map(str.encode),
@@ -570,7 +453,7 @@ VALUES = st.recursive(
 @given(JUNK)
 def test_any_bytes_are_a_value_or_an_expected_error(document):
     """No document ends in anything but a value or a PepsError."""
-    for parse in (parse_wps, lambda document: parse_wps(document, cut=True), parse_report, parse_page):
+    for parse in (parse_wps, lambda document: parse_wps(document, cut=True), parse_report, common.parse_page):
         with contextlib.suppress(PepsError):
             parse(document)
 
@@ -592,16 +475,10 @@ def test_report_of_any_types_is_a_value(info):
 @example({"properties": {"productIdentifier": "a/b"}})
 def test_feature_of_any_types_is_a_product_or_none(feature):
     """A feature has a usable name or is left out."""
-    for value in (
-        feature,
-        {"properties": feature},
-        {"properties": {"productIdentifier": L1C_NAME, "storage": feature}},
-    ):
+    usable = {"productIdentifier": L1C_NAME, "storage": feature}
+    for value in (feature, {"properties": feature}, {"properties": usable}):
         product = L1C.from_feature(value)
         assert product is None or ("/" not in product.name and product.name)
-
-
-# ---- the account
 
 
 WORD = st.text(st.characters(exclude_characters=" \t\r\n\ufeff", exclude_categories=["Cs"]), min_size=1)
@@ -611,61 +488,47 @@ WORD = st.text(st.characters(exclude_characters=" \t\r\n\ufeff", exclude_categor
 def test_password_of_any_characters_survives(email, first, last, blanks, ending):
     """Blanks stand between e-mail and password and at the line's end; those within the password belong to it."""
     for password in (first, f"{first}{blanks}{last}"):
-        assert parse_account(f"{email}{blanks}{password}{ending}") == (email, password)
+        assert common.parse_account(f"{email}{blanks}{password}{ending}") == (email, password)
 
 
 @given(st.text())
 def test_any_account_text_is_an_account_or_a_value_error(text):
     """What is no account is a ValueError, which does not quote it."""
     with contextlib.suppress(ValueError):
-        assert all(parse_account(text))
+        assert all(common.parse_account(text))
         return
     with pytest.raises(ValueError, match=r"^must hold e-mail, blank and password on one line$"):
-        parse_account(text)
+        common.parse_account(text)
 
 
-# ---- who may see the password
+# By server: the URLs that may see its account, and those that may not.
+MAY_SEE = {
+    "https://peps.cnes.fr": (
+        ["https://peps.cnes.fr/x", "https://PEPS.CNES.FR:8443/x", "https://peps-vizo.cnes.fr/x", "https://cnes.fr/x",
+         "https://a.b.cnes.fr/x"],
+        ["http://peps.cnes.fr/x", "https://evilcnes.fr/x", "https://cnes.fr.evil.org/x", "https://fr/x", "https:///x",
+         "https://peps.cnes.fr@evil.org/x", "ftp://peps.cnes.fr/x", "http://localhost/x", "http://localhost.cnes.fr/x"],
+    ),
+    "https://cnes.fr": ([], ["https://peps.cnes.fr/x", "https://evil.fr/x"]),
+    "https://localhost": ([], ["https://evil.localhost/x"]),
+    "http://localhost:8080": (["http://localhost:9090/x", "http://localhost./x"], []),
+    "http://127.0.0.1:8080": (["http://127.0.0.1:9090/x"], ["http://127.0.0.2/x", "http://127.0.0.1.evil.org/x"]),
+    "http://[::1]:8080": (["http://[::1]/x"], []),
+    "https://10.0.0.1": ([], ["https://10.0.0.2/x", "http://10.0.0.1/x"]),
+    "http://10.0.0.1": ([], ["http://10.0.0.1/x"]),
+    "http://peps.cnes.fr": ([], ["http://peps.cnes.fr/x"]),
+    "http://127.1": ([], ["http://127.1/x"]),
+    "https://maja.co.uk": ([], ["https://other.co.uk/x"]),
+    "https://maja.gouv.fr": ([], ["https://other.gouv.fr/x"]),
+    "https://a.maja.co.uk": (["https://b.maja.co.uk/x"], []),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("server", "url", "may"),
-    [
-        ("https://peps.cnes.fr", "https://peps.cnes.fr/x", True),
-        ("https://peps.cnes.fr", "https://PEPS.CNES.FR:8443/x", True),
-        ("https://peps.cnes.fr", "https://peps-vizo.cnes.fr/x", True),
-        ("https://peps.cnes.fr", "https://cnes.fr/x", True),
-        ("https://peps.cnes.fr", "https://a.b.cnes.fr/x", True),
-        ("https://peps.cnes.fr", "http://peps.cnes.fr/x", False),
-        ("https://peps.cnes.fr", "https://evilcnes.fr/x", False),
-        ("https://peps.cnes.fr", "https://cnes.fr.evil.org/x", False),
-        ("https://peps.cnes.fr", "https://peps.cnes.fr@evil.org/x", False),
-        ("https://peps.cnes.fr", "https://fr/x", False),
-        ("https://peps.cnes.fr", "ftp://peps.cnes.fr/x", False),
-        ("https://peps.cnes.fr", "https:///x", False),
-        ("https://cnes.fr", "https://peps.cnes.fr/x", False),
-        ("https://cnes.fr", "https://evil.fr/x", False),
-        ("https://localhost", "https://evil.localhost/x", False),
-        ("http://localhost:8080", "http://localhost:9090/x", True),
-        ("http://127.0.0.1:8080", "http://127.0.0.1:9090/x", True),
-        ("http://127.0.0.1:8080", "http://127.0.0.2/x", False),
-        ("http://[::1]:8080", "http://[::1]/x", True),
-        ("https://10.0.0.1", "https://10.0.0.2/x", False),
-        ("https://10.0.0.1", "http://10.0.0.1/x", False),
-        ("http://10.0.0.1", "http://10.0.0.1/x", False),
-        ("http://peps.cnes.fr", "http://peps.cnes.fr/x", False),
-        ("https://peps.cnes.fr", "http://localhost/x", False),
-        ("http://localhost", "http://localhost./x", True),
-        ("http://127.1", "http://127.1/x", False),
-        ("http://127.0.0.1", "http://127.0.0.1.evil.org/x", False),
-        ("https://maja.co.uk", "https://other.co.uk/x", False),
-        ("https://maja.gouv.fr", "https://other.gouv.fr/x", False),
-        ("https://a.maja.co.uk", "https://b.maja.co.uk/x", True),
-        ("https://peps.cnes.fr", "http://localhost.cnes.fr/x", False),
-    ],
-)
-def test_who_may_see_the_password(server, url, may):
+@pytest.mark.parametrize("server", MAY_SEE)
+def test_who_may_see_the_password(server):
     """Over https the server's host and its parent domain, over plain http a loopback server alone."""
-    assert may_carry_password(url, server) is may
+    ours, others = MAY_SEE[server]
+    assert [url for url in [*ours, *others] if common.may_carry_password(url, server)] == ours
 
 
 @pytest.mark.parametrize(
@@ -680,75 +543,54 @@ def test_who_may_see_the_password(server, url, may):
 )
 def test_plain_addresses_of_the_own_host_become_https(server, url, expected):
     """Without a port and where the server has https; any other address stays as it is."""
-    assert prefer_https(url, server) == expected
-
-
-# ---- small things
+    assert common.prefer_https(url, server) == expected
 
 
 @pytest.mark.parametrize(
     ("log", "expected"),
-    [
-        ("a.log", "a.stat"),
-        ("a", "a.stat"),
-        ("a.txt", "a.txt.stat"),
-        ("a.log.log", "a.log.stat"),
-        ("logs.log/a.log", "logs.log/a.stat"),
-        ("catalog", "catalog.stat"),
-        ("31TCJ.log.1", "31TCJ.log.1.stat"),
-    ],
-)
+    [("a.log", "a.stat"), ("a", "a.stat"), ("a.txt", "a.txt.stat"), ("a.log.log", "a.log.stat"),
+     ("logs.log/a.log", "logs.log/a.stat"), ("catalog", "catalog.stat"), ("31TCJ.log.1", "31TCJ.log.1.stat")],
+)  # fmt: skip
 def test_sibling_of_a_log(log, expected):
     """Only the suffix is changed, never a `log` elsewhere in the path."""
-    assert beside(Path(log), ".stat") == Path(expected)
+    assert common.beside(Path(log), ".stat") == Path(expected)
 
 
-@pytest.mark.parametrize(
-    ("code", "headers", "offset", "expected"),
-    [
-        pytest.param(200, {"Content-Length": "9"}, 0, (0, 9), id="all"),
-        pytest.param(200, {"Content-Length": "9"}, 4, (0, 9), id="range ignored"),
-        pytest.param(200, {}, 0, (0, None), id="no length"),
-        pytest.param(200, {"Content-Length": "x"}, 0, (0, None), id="odd length"),
-        pytest.param(200, {"Content-Length": "9", "Content-Encoding": "gzip"}, 0, (0, 9), id="packed"),
-        pytest.param(200, {"Content-Length": "9" * 5000}, 0, (0, None), id="five thousand digits"),
-        pytest.param(206, {"Content-Range": f"bytes 4-8/{'9' * 5000}"}, 4, (4, None), id="range of them"),
-        pytest.param(206, {"Content-Range": f"bytes {'4' * 5000}-8/9"}, 4, None, id="start of them"),
-        pytest.param(206, {"Content-Range": "bytes 4-8/9"}, 4, (4, 9), id="the rest"),
-        pytest.param(206, {"Content-Range": "bytes 4-8/*"}, 4, (4, None), id="rest of unknown length"),
-        pytest.param(206, {"Content-Range": "bytes 3-8/9"}, 4, None, id="another part"),
-        pytest.param(206, {"Content-Range": "items 4-8/9"}, 4, None, id="another unit"),
-        pytest.param(206, {}, 4, None, id="no Content-Range"),
-        pytest.param(416, {"Content-Range": "bytes */4"}, 4, (4, 4), id="nothing left"),
-        pytest.param(416, {"Content-Range": "bytes */9"}, 4, None, id="refused within"),
-        pytest.param(416, {}, 4, None, id="refused without a length"),
-    ],
-)
-def test_body_span(code, headers, offset, expected):
+LONG = "9" * 5000
+SPANS = {  # status, Content-Length or Content-Range, bytes that are held
+    (200, "9", 0): (0, 9), (200, "9", 4): (0, 9), (200, None, 0): (0, None), (200, "x", 0): (0, None),
+    (200, LONG, 0): (0, None), (206, f"bytes 4-8/{LONG}", 4): (4, None), (206, f"bytes {LONG}-8/9", 4): None,
+    (206, "bytes 4-8/9", 4): (4, 9), (206, "bytes 4-8/*", 4): (4, None), (206, "bytes 3-8/9", 4): None,
+    (206, "items 4-8/9", 4): None, (206, None, 4): None, (416, "bytes */4", 4): (4, 4), (416, "bytes */9", 4): None,
+    (416, None, 4): None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "header", "offset"), SPANS, ids=lambda value: str(value)[:20])
+def test_body_span(code, header, offset):
     """Where a body begins and how long the product is; None where it does not fit what is held."""
-    assert body_span(code, headers, offset) == expected
+    headers = {"Content-Length" if code == 200 else "Content-Range": header} if header else {}
+    assert download.body_span(code, headers, offset) == SPANS[code, header, offset]
 
 
 @given(st.sampled_from([200, 206, 416]), st.text("bytes 0123456789-/*", max_size=30), st.integers(0, 10**6))
 def test_body_begins_where_it_can_be_written(code, text, offset):
     """Whatever the headers say, a body is written from the start or from where the file ends."""
-    span = body_span(code, {"Content-Range": text, "Content-Length": text}, offset)
+    span = download.body_span(code, {"Content-Range": text, "Content-Length": text}, offset)
     assert span is None or span[0] in (0, offset)
 
 
 @given(st.dictionaries(st.sampled_from(["product", "tileid", "startDate"]), st.text(st.characters(codec="utf-8"))))
 def test_inputs_arrive_as_they_were(inputs):
     """`;`, `=` and `&` within a value are the value's, those between the inputs go unencoded."""
-    url = execute_url("https://peps.cnes.fr", "MAJA", inputs, "status=true")
+    url = common.execute_url("https://peps.cnes.fr", "MAJA", inputs, "status=true")
     query = urlsplit(url).query
     assert [key for key, _ in parse_qsl(query, keep_blank_values=True)] == [
         "request", "service", "version", "identifier", "datainputs", "status",
     ]  # fmt: skip
     sent = query.partition("datainputs=")[2].rpartition("&")[0]
     pairs = [pair.split("=") for pair in sent.split(";") if pair]
-    assert [(key, parse_qsl(f"v={value}", keep_blank_values=True)[0][1]) for key, value in pairs] == list(
-        inputs.items()
-    )
+    assert {key: parse_qsl(f"v={value}", keep_blank_values=True)[0][1] for key, value in pairs} == inputs
 
 
 @pytest.mark.parametrize(
@@ -757,13 +599,13 @@ def test_inputs_arrive_as_they_were(inputs):
 )
 def test_worst_status(statuses, expected):
     """What needs a person comes before what needs time."""
-    assert worst(map(Status, statuses)) == expected
+    assert common.worst(map(Status, statuses)) == expected
 
 
 @given(st.text(), st.integers(1, 50))
 def test_clean_text_is_one_printable_line(text, limit):
     """Nothing of the service's text can move the cursor or fill the screen."""
-    cleaned = one_line(text, limit)
+    cleaned = common.one_line(text, limit)
     assert cleaned.isprintable()
     assert len(cleaned) <= limit
 
@@ -775,21 +617,26 @@ def test_clean_text_is_one_printable_line(text, limit):
 )  # fmt: skip
 def test_human_sizes(size, expected):
     """Decimal units, with one digit after the point."""
-    assert human(size) == expected
+    assert common.human(size) == expected
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(0, "0.0 s"), (9.94, "9.9 s"), (41.3, "41 s"), (2460, "41 min"), (7500, "2 h 5 min")]
 )
 def test_durations(seconds, expected):
-    assert duration(seconds) == expected
+    assert download.duration(seconds) == expected
 
 
 def test_numbers_of_a_header_are_bounded():
-    assert [bounded(text) for text in ("12", "-1", "1e3", "", None, "9" * 19)] == [12, None, None, None, None, None]
+    assert [download.bounded(text) for text in ("12", "-1", "1e3", "", None, "9" * 19)] == [
+        12,
+        None,
+        None,
+        None,
+        None,
+        None,
+    ]
 
-
-# ---- values of the command line
 
 TILES = ["31TC", "31TCJX", "1TCJ", "00TCJ", "61TCJ", "31BCJ", "31YCJ", "31ICJ", "31OCJ", "31TIJ", "31TOJ", "31TCI",
          "31TCO", "31TCW", "TT31TCJ", "31TCJ\n", "31 TCJ", "", "\u0663\u0661TCJ", "31Tß", "31TCJ;tileid=1"]  # fmt: skip
@@ -806,8 +653,8 @@ SERVERS = [
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        *((as_tile, text) for text in TILES), *((as_date, text) for text in DATES),
-        *((server_url, text) for text in SERVERS),
+        *((common.as_tile, text) for text in TILES), *((common.as_date, text) for text in DATES),
+        *((common.server_url, text) for text in SERVERS),
         *((as_moment, text) for text in [*DATES, "2017-11-01T24:00:00", "2017-11-01T10:00", "2017-11-01 10:00:00"]),
     ],
 )  # fmt: skip
@@ -821,7 +668,7 @@ def test_values_that_are_refused(kind, text):
 @given(st.datetimes(min_value=datetime(1000, 1, 1)))
 def test_every_day_of_the_calendar_is_a_date(value):
     """A date is read as it is written, and a moment stays as it was written."""
-    assert as_date(f"{value:%Y-%m-%d}") == value.date()
+    assert common.as_date(f"{value:%Y-%m-%d}") == value.date()
     assert as_moment(f"{value:%Y-%m-%dT%H:%M:%S}") == f"{value:%Y-%m-%dT%H:%M:%S}"
 
 
@@ -831,15 +678,15 @@ def test_every_day_of_the_calendar_is_a_date(value):
 def test_any_text_is_a_value_or_refused(text):
     """An argparse type gives a value in its range or an error of its own, never another exception."""
     with contextlib.suppress(ArgumentTypeError):
-        assert as_date(text).isoformat() == text
+        assert common.as_date(text).isoformat() == text
     with contextlib.suppress(ArgumentTypeError):
-        assert text.upper() in (as_tile(text), f"T{as_tile(text)}")
+        assert text.upper() in (common.as_tile(text), f"T{common.as_tile(text)}")
     with contextlib.suppress(ArgumentTypeError):
-        assert 1 <= as_orbit(text) <= 143
+        assert 1 <= common.as_orbit(text) <= 143
     with contextlib.suppress(ArgumentTypeError):
-        assert -90 <= number_between(float, -90, 90, "a latitude")(text) <= 90
+        assert -90 <= common.number_between(float, -90, 90, "a latitude")(text) <= 90
     with contextlib.suppress(ArgumentTypeError):
-        assert server_url(text).startswith(("http://", "https://"))
+        assert common.server_url(text).startswith(("http://", "https://"))
 
 
 @given(
@@ -849,10 +696,10 @@ def test_any_text_is_a_value_or_refused(text):
 def test_every_tile_of_the_grid_is_a_tile(zone, band, column, row, prefix):
     """Zone, band, column and row, with or without a leading T."""
     name = f"{zone:02}{band}{column}{row}"
-    assert as_tile(prefix + name) == as_tile(prefix + name.lower()) == name
+    assert common.as_tile(prefix + name) == common.as_tile(prefix + name.lower()) == name
 
 
 @pytest.mark.parametrize("url", ["https://peps.cnes.fr", "http://127.0.0.1:80/a/b", "https://[::1]:8443"])
 def test_server_is_kept_without_its_last_slash(url):
     """A base URL is joined with paths that begin with a slash."""
-    assert server_url(url) == server_url(f"{url}/") == server_url(f" {url} ") == url
+    assert common.server_url(url) == common.server_url(f"{url}/") == common.server_url(f" {url} ") == url
