@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import trustme
@@ -32,18 +31,17 @@ QUERY = (
     "request=execute&service=WPS&version=1.0.0&identifier=FULL_MAJA&datainputs="
     "startDate=2017-07-01;completionDate={};tileid=31TCJ{}&status=true&storeExecuteResponse=true"
 )
-SINGLE_QUERY = "request=execute&service=WPS&version=1.0.0&identifier=MAJA&datainputs=product={}"
-SINGLE_QUERY += "&storeExecuteResponse=true&status=true&title=Maja-Process"
+SINGLE_QUERY = (
+    "request=execute&service=WPS&version=1.0.0&identifier=MAJA&datainputs=product={}"
+    "&storeExecuteResponse=true&status=true&title=Maja-Process"
+)
 NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
 BOTH_ORBITS = acquisitions("31TCJ", "2017-11-01", "2017-12-01")
 ORBIT_51 = acquisitions("31TCJ", "2017-11-01", "2017-12-01", 51)
 PLACE = "http://127.0.0.1:9/wps/outputs/{}.xml"
 
 
-def words_of(line: str) -> list[str]:
-    """A documented command line as script and arguments."""
-    _, script, *argv = shlex.split(line)
-    return [Path(script).stem, *argv]
+ORDER = ("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
 
 
 def order(run, *more: object, log: object = "J.log", status: int | None = 0):
@@ -57,7 +55,6 @@ def order_each(run, *more: object, status: int | None = 0):
 
 
 def note_of(log: str = "J.log") -> Path:
-    """Where a doubt stands."""
     return Path(f"{log}.part")
 
 
@@ -78,23 +75,11 @@ def require_doubt(run, peps, log: str = "J.log"):
 
 
 # ---- what is sent
-
-
-@pytest.mark.parametrize(
-    ("line", "query"),
-    [
-        ("python ./full_maja_process.py -t 31TCJ -a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ_20170101.log", ""),
-        (
-            "python ./full_maja_process.py -t 31TCJ -o 51 -a peps.txt -d 2017-07-01 -e 2018-01-01 "
-            "-l 31TCJ_20170101.log",
-            ";relativeOrbitNumber=51",
-        ),
-    ],
-    ids=["tile", "orbit"],
-)
-def test_documented_order_works_as_written(finish, peps, line, query):
+@pytest.mark.parametrize(("more", "query"), [("", ""), ("-o 51 ", ";relativeOrbitNumber=51")], ids=["tile", "orbit"])
+def test_documented_order_works_as_written(finish, peps, more, query):
     """A documented line, run as a process, sends one request as documented and leaves the answer as the log."""
-    result = finish(*words_of(line))
+    line = f"-t 31TCJ {more}-a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ_20170101.log"
+    result = finish("full_maja_process", *line.split())
     assert result.err == ""
     expected = QUERY.format("2018-01-01", query)
     assert [(request.method, request.path, request.query) for request in peps.journal] == [("GET", WPS, expected)]
@@ -116,8 +101,7 @@ def test_documented_order_works_as_written(finish, peps, line, query):
 )
 def test_documented_line_searches_asks_and_orders(terminal, peps, line, area, found):
     """A documented line, typed at a terminal: one search, a question above ten products, one job a product."""
-    line = f"python ./peps_maja_process.py {line} -p prod_list_toulouse.txt"
-    shown = terminal(*words_of(line), answer=b"yes\n")
+    shown = terminal("peps_maja_process", *line.split(), "-p", "prod_list_toulouse.txt", answer=b"yes\n")
     searched = f"{area}&startDate=2017-11-01&completionDate=2017-12-01&maxRecords=500&productType=S2MSI1C"
     assert [request.query for request in peps.requests(SEARCH)] == [searched]
     assert ("yes/no" in shown) == (len(found) > 10)
@@ -169,18 +153,15 @@ def test_dates_on_the_wire(run, peps, dates, query):
 
 
 # ---- the log
+ANSWERS = {
+    "one line": b'<?xml version="1.0"?><wps:ExecuteResponse xmlns:wps="http://www.opengis.net/wps/1.0.0" '
+    b'statusLocation="http://127.0.0.1:1/wps/outputs/pywps-154901234567.xml"/>',
+    "many lines": b'\r\n\r\n<ExecuteResponse\r\n\txmlns="http://www.opengis.net/wps/1.0.0"\r\n statusLocation='
+    b"'http://127.0.0.1:1/wps/outputs/pywps-154901234567.xml'>\r\n<!-- \xc3\xa9 --></ExecuteResponse>\r\n\r\n",
+}
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        b'<?xml version="1.0"?><wps:ExecuteResponse xmlns:wps="http://www.opengis.net/wps/1.0.0" '
-        b'statusLocation="http://127.0.0.1:1/wps/outputs/pywps-154901234567.xml"/>',
-        b'\r\n\r\n<ExecuteResponse\r\n\txmlns="http://www.opengis.net/wps/1.0.0"\r\n statusLocation='
-        b"'http://127.0.0.1:1/wps/outputs/pywps-154901234567.xml'>\r\n<!-- \xc3\xa9 --></ExecuteResponse>\r\n\r\n",
-    ],
-    ids=["one line", "many lines and white space"],
-)
+@pytest.mark.parametrize("document", ANSWERS.values(), ids=ANSWERS)
 def test_log_is_the_answer_byte_for_byte(run, peps, document):
     peps.faults.append((EXECUTE, xml(document)))
     assert "154901234567" in order(run).out
@@ -275,7 +256,7 @@ def limited(size: int):
 
 def test_full_disk_stops_the_order(finish, peps):
     """Room for the answer is taken before the order."""
-    result = finish("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log", preexec_fn=limited(1000), status=2)
+    result = finish(*ORDER, preexec_fn=limited(1000), status=2)
     only_line(result, "J.log")
     assert peps.journal == []
     assert names_in() == {"peps.txt"}
@@ -285,114 +266,102 @@ def test_disk_that_fills_while_the_answer_is_awaited(finish, run, peps):
     """An answer that is too long for the room that was taken: what arrived leads to the job."""
     long = answer(PLACE.format("first"), f"<ProcessAccepted>{'x' * 100_000}</ProcessAccepted>")
     peps.faults.append((EXECUTE, xml(long)))
-    argv = ("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
-    finish(*argv, preexec_fn=limited(70_000), status=None)
+    finish(*ORDER, preexec_fn=limited(70_000), status=None)
     order(run, status=2)
     assert len(peps.requests(WPS)) == 1
     assert b"first" in Path("J.log").read_bytes()
 
 
 # ---- refusals, and what is not now
-
-
 def refuse(handler):
     handler.peps.refuse["31TCJ"] = "tile 31TCJ is locked"
     return False
 
 
-def error_body(code: object, words: str = "tile 31TCJ is locked") -> bytes:
-    return json.dumps({"ErrorCode": code, "ErrorMessage": words}).encode()
+def error(code: object, sent: int = 200, words: str = "tile 31TCJ is locked"):
+    """The service's JSON error, sent with an HTTP status."""
+    return status(sent, body=json.dumps({"ErrorCode": code, "ErrorMessage": words}).encode())
 
 
-class Ending(NamedTuple):
-    """How an order ends whose request arrived: a job, a refusal, not now, or a doubt."""
-
-    fault: object
-    ends: str
-    words: tuple[str, ...] = ()
-
-
-LOCKED = ("tile 31TCJ is locked",)
+LOCKED = "tile 31TCJ is locked"
 JOB = answer(PLACE.format("first"))
 WPS2 = b'<wps:StatusInfo xmlns:wps="http://www.opengis.net/wps/2.0"><wps:JobID>17</wps:JobID></wps:StatusInfo>'
-ENDINGS = {
-    "ExceptionReport": Ending(refuse, "refused", LOCKED),
-    "ExceptionReport, 500": Ending(status(500, body=exception_report(LOCKED[0])), "refused", LOCKED),
-    "ExceptionReport, 504": Ending(status(504, body=exception_report(LOCKED[0])), "refused", LOCKED),
-    "ProcessFailed": Ending(xml(answer(PLACE.format(1), failed(LOCKED[0]))), "refused", LOCKED),
-    "JSON, 200": Ending(status(200, body=error_body(400)), "refused", LOCKED),
-    "JSON, 400": Ending(status(400, body=error_body(400)), "refused", LOCKED),
-    "JSON 400, 500": Ending(status(500, body=error_body(400)), "refused", LOCKED),
-    "JSON without a code": Ending(status(400, body=b'{"ErrorMessage": "tile 31TCJ is locked"}'), "refused", LOCKED),
-    "JSON without a code, 200": Ending(status(200, body=b'{"ErrorMessage": "a timeout"}'), "doubt"),
-    "JSON 401, 200": Ending(status(200, body=error_body(401)), "refused", ("account",)),
-    "401": Ending(status(401), "refused", ("401", "peps.txt")),
-    "403": Ending(status(403), "refused", ("403", "peps.txt")),
-    "404": Ending(status(404), "refused", ("404", "--server")),
-    "418 and a page": Ending(status(418, body=b"<html>tea</html>"), "refused", ("418",)),
-    "429": Ending(status(429, {"Retry-After": "0"}), "not now", ("429", "later")),
-    "503": Ending(status(503, body=b"<html>busy</html>"), "not now", ("503", "later")),
-    "503 and an ExceptionReport": Ending(status(503, body=exception_report("busy")), "not now", ("503", "later")),
-    "JSON 503, 200": Ending(status(200, body=error_body(503)), "not now", ("503", "later")),
-    "JSON 429, 500": Ending(status(500, body=error_body(429)), "not now", ("429", "later")),
-    "408": Ending(status(408), "doubt", ("408",)),
-    "500": Ending(status(500), "doubt", ("500",)),
-    "502 and a page": Ending(status(502, body=b"<html>Bad Gateway</html>"), "doubt", ("502", "J.log.part")),
-    "504": Ending(status(504), "doubt", ("504",)),
-    "524": Ending(status(524), "doubt", ("524",)),
-    "JSON 500, 200": Ending(status(200, body=error_body(500)), "doubt"),
-    "JSON 504, 400": Ending(status(400, body=error_body("504")), "doubt"),
-    "JSON 408, 200": Ending(status(200, body=error_body(408)), "doubt"),
-    "JSON of no code that there is": Ending(status(200, body=error_body("E17")), "doubt"),
-    "JSON without a code, 500": Ending(status(500, body=b'{"ErrorMessage": "database away"}'), "doubt", ("500",)),
-    "empty": Ending(status(200), "doubt", ("empty",)),
-    "blank": Ending(status(200, body=b" \n"), "doubt", ("empty",)),
-    "page": Ending(status(200, body=b"<html>Maintenance</html>"), "doubt", ("html", "J.log.part")),
-    "text": Ending(status(200, body=b"PEPS is resting"), "doubt", ("J.log.part",)),
-    "no statusLocation": Ending(xml(answer()), "doubt", ("statusLocation", "J.log.part")),
-    "WPS 2.0": Ending(xml(WPS2), "doubt", ("StatusInfo", "J.log.part")),
-    "DTD": Ending(xml(b"<!DOCTYPE x>" + JOB), "doubt", ("DTD",)),
-    "too long": Ending(xml(b"<x>" + b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)), "doubt", ("larger",)),
-    "redirect to itself": Ending(lambda h: status(302, {"Location": h.record.target})(h), "doubt", ("redirect",)),
-    "redirect to nobody": Ending(status(302, {"Location": "http://127.0.0.1:9/"}), "doubt", ("127.0.0.1:9",)),
-    "closed before the head": Ending(cut(None), "doubt"),
-    "reset before the head": Ending(reset(None), "doubt"),
-    "closed after the head": Ending(cut(0), "doubt"),
-    "closed in the start tag": Ending(cut(60), "doubt"),
-    "reset in the start tag": Ending(reset(60), "doubt"),
-    "a job with 500": Ending(status(500, body=JOB), "job"),
-    "a job with 202": Ending(status(202, body=JOB), "job"),
-    "a length one too long": Ending(status(200, {"Content-Length": len(JOB) + 1}, JOB), "job"),
-    "a length that is short": Ending(status(200, {"Content-Length": len(JOB) - 20}, JOB), "job"),
-    "a length that is none": Ending(status(200, {"Content-Length": "many"}, JOB), "job"),
-    "no last chunk": Ending(
-        status(200, {"Transfer-Encoding": "chunked"}, b"%x\r\n%s\r\n" % (len(JOB), JOB)), "job"
-    ),
-    "gzip that is none": Ending(status(200, {"Content-Encoding": "gzip"}, JOB), "job"),
-    "the last 20 bytes missing": Ending(xml(JOB[:-20]), "job"),
-    "cut behind the start tag": Ending(xml(JOB[: JOB.index(b"<Status")]), "job"),
-    "a job that is too long": Ending(
-        xml(JOB.replace(b"<ProcessAccepted/>", b" " * peps_common.DOCUMENT_MAX_BYTES)), "job"
-    ),
+TOO_LONG = b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)
+# How an order ends whose request arrived: a job, a refusal, not now, or a doubt; and in what words.
+ENDINGS: dict[str, tuple] = {
+    "ExceptionReport": (refuse, "refused", LOCKED),
+    "ExceptionReport, 500": (status(500, body=exception_report(LOCKED)), "refused", LOCKED),
+    "ExceptionReport, 504": (status(504, body=exception_report(LOCKED)), "refused", LOCKED),
+    "ProcessFailed": (xml(answer(PLACE.format(1), failed(LOCKED))), "refused", LOCKED),
+    "JSON, 200": (error(400), "refused", LOCKED),
+    "JSON, 400": (error(400, 400), "refused", LOCKED),
+    "JSON 400, 500": (error(400, 500), "refused", LOCKED),
+    "JSON without a code": (status(200, body=b'{"ErrorMessage": "tile 31TCJ is locked"}'), "refused", LOCKED),
+    "JSON 401, 200": (error(401), "refused", "account"),
+    "401": (status(401), "refused", "401", "peps.txt"),
+    "403": (status(403), "refused", "403", "peps.txt"),
+    "404": (status(404), "refused", "404", "--server"),
+    "418 and a page": (status(418, body=b"<html>tea</html>"), "refused", "418"),
+    "429": (status(429, {"Retry-After": "0"}), "not now", "429", "later"),
+    "503": (status(503, body=b"<html>busy</html>"), "not now", "503", "later"),
+    "503 and an ExceptionReport": (status(503, body=exception_report("busy")), "not now", "503", "later"),
+    "JSON 503, 200": (error(503), "not now", "503", "later"),
+    "JSON 429, 500": (error(429, 500), "not now", "429", "later"),
+    "408": (status(408), "doubt", "408"),
+    "500": (status(500), "doubt", "500"),
+    "502 and a page": (status(502, body=b"<html>Bad Gateway</html>"), "doubt", "502", "J.log.part"),
+    "504": (status(504), "doubt", "504"),
+    "524": (status(524), "doubt", "524"),
+    "JSON 500, 200": (error(500), "doubt"),
+    "JSON 504, 400": (error("504", 400), "doubt"),
+    "JSON 408, 200": (error(408), "doubt"),
+    "JSON of no code that there is": (error("E17"), "doubt"),
+    "JSON without a code, 500": (status(500, body=b'{"ErrorMessage": "database away"}'), "doubt", "500"),
+    "empty": (status(200), "doubt", "empty"),
+    "blank": (status(200, body=b" \n"), "doubt", "empty"),
+    "page": (status(200, body=b"<html>Maintenance</html>"), "doubt", "html", "J.log.part"),
+    "text": (status(200, body=b"PEPS is resting"), "doubt", "J.log.part"),
+    "no statusLocation": (xml(answer()), "doubt", "statusLocation", "J.log.part"),
+    "WPS 2.0": (xml(WPS2), "doubt", "StatusInfo", "J.log.part"),
+    "DTD": (xml(b"<!DOCTYPE x>" + JOB), "doubt", "DTD"),
+    "too long": (xml(b"<x>" + TOO_LONG), "doubt", "larger"),
+    "redirect to itself": (lambda h: status(302, {"Location": h.record.target})(h), "doubt", "redirect"),
+    "redirect to nobody": (status(302, {"Location": "http://127.0.0.1:9/"}), "doubt", "127.0.0.1:9"),
+    "closed before the head": (cut(None), "doubt"),
+    "reset before the head": (reset(None), "doubt"),
+    "closed after the head": (cut(0), "doubt"),
+    "closed in the start tag": (cut(60), "doubt"),
+    "reset in the start tag": (reset(60), "doubt"),
+    "a job with 500": (status(500, body=JOB), "job"),
+    "a job with 202": (status(202, body=JOB), "job"),
+    "a length one too long": (status(200, {"Content-Length": len(JOB) + 1}, JOB), "job"),
+    "a length that is short": (status(200, {"Content-Length": len(JOB) - 20}, JOB), "job"),
+    "a length that is none": (status(200, {"Content-Length": "many"}, JOB), "job"),
+    "no last chunk": (status(200, {"Transfer-Encoding": "chunked"}, b"%x\r\n%s\r\n" % (len(JOB), JOB)), "job"),
+    "gzip that is none": (status(200, {"Content-Encoding": "gzip"}, JOB), "job"),
+    "the last 20 bytes missing": (xml(JOB[:-20]), "job"),
+    "cut behind the start tag": (xml(JOB[: JOB.index(b"<Status")]), "job"),
+    "a job that is too long": (xml(JOB.replace(b"<ProcessAccepted/>", TOO_LONG)), "job"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ENDINGS.values(), ids=ENDINGS)
-def test_endings_of_an_order(run, peps, row, monkeypatch):
+@pytest.mark.parametrize("name", ENDINGS)
+def test_endings_of_an_order(run, peps, name):
     """One request; a refusal leaves the name free, a doubt its note, and an imperfect answer is a job nonetheless."""
-    peps.always.append((EXECUTE, row.fault))
-    result = order(run, status={"refused": 1, "not now": 75, "doubt": 1, "job": 0}[row.ends])
-    assert len(peps.requests(EXECUTE)) == (10 if "redirect to itself" in str(row) else len(peps.requests(EXECUTE)))
-    if row.ends == "job":
+    fault, ends, *words = ENDINGS[name]
+    peps.always.append((EXECUTE, fault))
+    result = order(run, status={"refused": 1, "not now": 75, "doubt": 1, "job": 0}[ends])
+    assert len(peps.requests(EXECUTE)) == (10 if name == "redirect to itself" else 1)
+    if ends == "job":
         assert "ordered as job first" in result.out
         assert names_in() == {"peps.txt", "J.log"}
         order(run, status=2)
         assert "gives no answer" in run("full_maja_download", "-l", "J.log", status=75).err
         return
-    line = only_line(result, *row.words)
-    assert ("may have been accepted" in line) == (row.ends == "doubt")
+    line = only_line(result, *words)
+    assert ("may have been accepted" in line) == (ends == "doubt")
     assert not Path("J.log").exists()
-    if row.ends == "doubt":
+    if ends == "doubt":
         require_doubt(run, peps)
     else:
         assert names_in() == {"peps.txt"}
@@ -402,8 +371,6 @@ def test_endings_of_an_order(run, peps, row, monkeypatch):
 
 
 # ---- the transports
-
-
 class Door:
     """A server of one answer: plain, TLS, a forwarding or a tunnelling proxy; `heads` are what it was sent."""
 
@@ -423,47 +390,39 @@ class Door:
 
     def meet(self, connection):
         if self.kind == "tunnel":
-            self.read_head(connection, keep=False)
+            read_head(connection)
             if self.end == "tunnel refused":
                 connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
             if self.end.startswith("tunnel"):
                 return
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        if self.end == "no handshake":
-            connection.recv(1)
-            return
-        if self.end == "another protocol":
-            connection.sendall(b"220 smtp.example.org ESMTP\r\n")
+        if self.end in ("no handshake", "another protocol"):
+            connection.sendall(b"220 smtp.example.org ESMTP\r\n" if self.end == "another protocol" else b"")
             connection.recv(1000)
             return
         if self.kind in ("TLS", "tunnel"):
             connection = self.tls.wrap_socket(connection, server_side=True)
-        self.read_head(connection)
-        if self.end == "closed":
-            return
-        if self.end == "silent":
-            connection.recv(1)
-            return
+        self.heads.append(read_head(connection))
         if self.end == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            return
-        text = {"answered": JOB, "certificate words": b"<html>certificate verify failed</html>"}[self.end]
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
-
-    def read_head(self, connection, keep: bool = True):
-        head = b""
-        while b"\r\n\r\n" not in head:
-            piece = connection.recv(65536)
-            if not piece:
-                raise ConnectionError
-            head += piece
-        if keep:
-            self.heads.append(head)
+        elif self.end != "closed":
+            text = JOB if self.end == "answered" else b"<html>certificate verify failed</html>"
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
 
     def close(self):
         self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
         self.thread.join(5)
+
+
+def read_head(connection) -> bytes:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        piece = connection.recv(65536)
+        if not piece:
+            raise ConnectionError
+        head += piece
+    return head
 
 
 @pytest.fixture
@@ -493,16 +452,15 @@ def door(monkeypatch, tmp_path_factory, account):
         one.close()
 
 
+KINDS = ("plain", "TLS", "forward", "tunnel")
 TRANSPORTS = [
-    *((kind, end, 0) for kind in ("plain", "TLS", "forward", "tunnel") for end in ("answered",)),
-    *((kind, end, "doubt") for kind in ("plain", "TLS", "forward", "tunnel") for end in ("closed", "reset")),
-    *((kind, "certificate words", "doubt") for kind in ("plain", "TLS", "forward", "tunnel")),
-    *((kind, "no proxy", 75) for kind in ("forward", "tunnel")),
-    ("tunnel", "tunnel refused", 75),
+    *((kind, "answered", 0) for kind in KINDS),
+    *((kind, end, "doubt") for kind in KINDS for end in ("closed", "reset", "certificate words")),
+    ("forward", "no proxy", 75), ("tunnel", "no proxy", 75), ("tunnel", "tunnel refused", 75),
     ("tunnel", "tunnel closed", 75),
     *((kind, end, 75) for kind in ("TLS", "tunnel") for end in ("no handshake", "another protocol")),
-    *((kind, "untrusted", 1) for kind in ("TLS", "tunnel")),
-]
+    ("TLS", "untrusted", 1), ("tunnel", "untrusted", 1),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "end", "expected"), TRANSPORTS)
@@ -536,14 +494,11 @@ def test_an_answer_that_never_ends_is_a_doubt(run, peps, monkeypatch):
 
 
 # ---- several runs, killed runs
-
-
 def test_eight_orders_at_once_order_once(launch, peps):
     """While one run waits for its answer the others leave the job to it."""
     free = threading.Event()
     peps.always.append((EXECUTE, hold(free, None)))
-    argv = ("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
-    processes = [launch(*argv) for _ in range(8)]
+    processes = [launch(*ORDER) for _ in range(8)]
     peps.wait_for(lambda: peps.requests(EXECUTE))
     wait_until(lambda: sum(process.poll() is not None for process in processes) == 7)
     free.set()
@@ -571,7 +526,7 @@ def test_three_forced_orders_beside_downloads(finish, launch, peps):
 def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
     """The doubt is there before the answer could be; Ctrl-C ends the run at once, and says so."""
     peps.always.append((EXECUTE, hold(threading.Event(), None)))
-    process = launch("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
+    process = launch(*ORDER)
     peps.wait_for(lambda: peps.requests(EXECUTE))
     process.send_signal(number)
     _, err = process.communicate(timeout=10)
@@ -602,7 +557,7 @@ def test_stopped_while_no_connection_is_made(launch, run, peps):
             one.setblocking(False)
             one.connect_ex(busy.getsockname())
         server = f"http://127.0.0.1:{busy.getsockname()[1]}"
-        process = launch("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log", "--server", server)
+        process = launch(*ORDER, "--server", server)
         wait_until(lambda: note_of().exists() and note_of().stat().st_size > 1000)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
@@ -615,14 +570,12 @@ def test_stopped_while_no_connection_is_made(launch, run, peps):
 class Steps:
     """Runs of an order that are stopped at a step, and the same command once more."""
 
-    def __init__(self, folder: Path, peps):
-        self.peps = peps
-        command = [sys.executable, str(Path(__file__).with_name("order_steps.py"))]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process, self.folder = subprocess.Popen(command, **pipes), folder
+    def __init__(self, peps):
+        self.peps, command = peps, [sys.executable, str(Path(__file__).with_name("order_steps.py"))]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, argv: list[str], stop: str = "", step: int = 0) -> dict:
-        asked = {"argv": argv, "stop": stop, "step": step, "folder": str(self.folder)}
+        asked = {"argv": argv, "stop": stop, "step": step, "folder": str(Path().absolute())}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         ended = json.loads(self.process.stdout.readline())
@@ -633,8 +586,8 @@ class Steps:
 
 
 @pytest.fixture
-def steps(folder, account, peps):
-    found = Steps(folder, peps)
+def steps(account, peps):
+    found = Steps(peps)
     yield found
     found.process.stdin.close()
     found.process.wait(10)
@@ -689,13 +642,6 @@ def test_stopped_at_every_step(case, stop, steps, peps, request, capsys):
 
 
 # ---- lists of products
-
-
-def shows(*seen):
-    """The catalogue's features of acquisitions."""
-    return [feature(acquisition) for acquisition in seen]
-
-
 def ordered(peps) -> list[str]:
     return sorted(job.subject for job in peps.jobs.values())
 
@@ -740,7 +686,7 @@ def test_large_order_asks_a_pipe_too(finish, peps, typed, ends, count):
 
 def test_what_is_ordered_already_is_not_asked_about(run, peps):
     """Ten need no question, and the question is about the rest of an order."""
-    peps.catalogue = shows(*BOTH_ORBITS[:10])
+    peps.catalogue = list(map(feature, BOTH_ORBITS[:10]))
     order_each(run)
     peps.catalogue = None
     shown = order_each(run).out
@@ -752,7 +698,7 @@ def test_what_is_ordered_already_is_not_asked_about(run, peps):
 def test_list_grows_and_keeps_its_entries(run, peps):
     """What stands in the list stays, even without a newline at its end; a lost line is put back."""
     Path("list.txt").write_text("an_older_product\nanother_one")
-    peps.catalogue = shows(*ORBIT_51[:2])
+    peps.catalogue = list(map(feature, ORBIT_51[:2]))
     order_each(run)
     Path("list.txt").write_text("\n".join(listed()[:-1]) + "\n")
     order_each(run)
@@ -818,7 +764,7 @@ def test_orders_are_found_where_the_download_looks(run, peps, where):
     """Another -w orders nothing twice: jobs and doubts are found in -w, beside the list and in the current folder."""
     for folder in ("logs", "lists"):
         Path(folder).mkdir()
-    peps.catalogue = shows(*ORBIT_51[:2])
+    peps.catalogue = list(map(feature, ORBIT_51[:2]))
     argv = ("peps_maja_process", "-t", "31TCJ", *NOVEMBER[:-1], "lists/list.txt")
     peps.faults.append((f"product={ORBIT_51[1].l1c}", cut(None)))
     run(*argv, "-w", where, status=1)
@@ -830,7 +776,7 @@ def test_orders_are_found_where_the_download_looks(run, peps, where):
 
 def test_force_orders_single_products_anew(run, peps):
     """What was canceled or has vanished can be had again; the logs are kept, where they were."""
-    peps.catalogue = shows(*ORBIT_51[:2])
+    peps.catalogue = list(map(feature, ORBIT_51[:2]))
     order_each(run)
     before = {name: Path(f"{name}.log").read_bytes() for name in names(ORBIT_51[:2])}
     order_each(run, "--force", "-w", "elsewhere")
@@ -845,7 +791,7 @@ def test_force_orders_single_products_anew(run, peps):
 def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps):
     """Two runs at once: what one of them orders, the other finds ordered when its turn comes."""
     log = Path(f"{ORBIT_51[0].l1c}.log")
-    peps.catalogue = shows(ORBIT_51[0])
+    peps.catalogue = [feature(ORBIT_51[0])]
     peps.faults.append((SEARCH, lambda handler: bool(log.write_bytes(answer(PLACE.format("theirs")))) and False))
     result = order_each(run)
     assert ("job theirs" in result.out, result.err) == (True, "")
@@ -856,10 +802,10 @@ def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps):
 def test_last_line_counts_what_was_really_ordered(run, peps):
     """A log that is none counts as not ordered, and no zero is counted."""
     earlier, spoilt, plain = ORBIT_51[:3]
-    peps.catalogue = shows(earlier)
+    peps.catalogue = [feature(earlier)]
     order_each(run)
     Path(f"{spoilt.l1c}.log").write_text("somebody's notes")
-    peps.catalogue = shows(earlier, spoilt, plain)
+    peps.catalogue = list(map(feature, ORBIT_51[:3]))
     lines = order_each(run, status=2).out.splitlines()
     assert lines[-1] == "3 products found: 1 ordered before, 1 ordered now, 1 not ordered"
     assert "peps_maja_download.py -a peps.txt -p list.txt -w ." in lines[-2]
@@ -867,8 +813,6 @@ def test_last_line_counts_what_was_really_ordered(run, peps):
 
 
 # ---- the catalogue
-
-
 def test_twelve_hundred_products_are_three_requests(run, peps):
     """Each page is fetched once, in order, and the merged answer holds every product."""
     named = [f"S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_{number:06}" for number in range(1200)]
@@ -885,7 +829,7 @@ def test_twelve_hundred_products_are_three_requests(run, peps):
 def test_server_that_ignores_the_page_ends_the_search(run, peps):
     """A catalogue that sends its first page for ever is not asked for ever."""
     properties = {"links": [{"rel": "next", "href": peps.url}]}
-    page = {"type": "FeatureCollection", "properties": properties, "features": shows(*ORBIT_51)}
+    page = {"type": "FeatureCollection", "properties": properties, "features": list(map(feature, ORBIT_51))}
     peps.always.append((SEARCH, status(200, body=json.dumps(page).encode())))
     order_each(run)
     assert len(peps.requests(SEARCH)) == 2
@@ -925,7 +869,7 @@ def test_missing_and_null_keys_do_not_matter(run, peps):
 
 
 def test_storage_is_shown_before_the_order(run, peps):
-    peps.catalogue = shows(*ORBIT_51[:4])
+    peps.catalogue = list(map(feature, ORBIT_51[:4]))
     modes = ("disk", "tape", "staging", "unknown")
     for found, mode in zip(peps.catalogue, modes):
         found["properties"]["storage"] = {"mode": mode}
@@ -936,9 +880,9 @@ def test_storage_is_shown_before_the_order(run, peps):
 @pytest.mark.parametrize(
     ("fault", "ends", "words"),
     [
-        (status(200, body=error_body(400, "Bad collection")), 1, ("Bad collection",)),
-        (status(400, body=error_body(400, "Bad collection")), 1, ("Bad collection",)),
-        (status(404, body=error_body(404, "Bad collection")), 1, ("Bad collection", "--server")),
+        (error(400, 200, "Bad collection"), 1, ("Bad collection",)),
+        (error(400, 400, "Bad collection"), 1, ("Bad collection",)),
+        (error(404, 404, "Bad collection"), 1, ("Bad collection", "--server")),
         (status(401), 1, ("401", "peps.txt")),
         (status(503), 75, ("503", "127.0.0.1:", "tried 5 times", "later")),
         *((status(200, body=body), 75, ("later",)) for body in (b"<html>busy</html>", b"", b"[]", b'{"features": ['))
