@@ -42,8 +42,7 @@ SEND_BYTES = 1024 * 1024
 PACED_BYTES = 128 * 1024
 START_ROUNDS = 20
 FINISHED_JOBS = 300
-# In hundredths of --mb. The uneven ones fill four lanes to the same height if the largest go first; taken as they
-# are listed, they leave the largest to run alone at the end.
+# In hundredths of --mb. The uneven ones fill four lanes to the same height if the largest go first.
 SETS = {"equal": [100] * 8, "half": [50] * 8, "uneven": [20, 30, 40, 50, 50, 60, 70, 80]}
 
 ANSWER = '<w:ExecuteResponse xmlns:w="http://www.opengis.net/wps/1.0.0" statusLocation="{base}/{job}.xml"><w:Status>'
@@ -70,11 +69,8 @@ print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, os.
 BARE = "import argparse; argparse.ArgumentParser().parse_args(['-h'])"
 
 
-# The server
-
-
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Sends files: /25/half/name.zip is half/name.zip, at 25 MB/s; /0/... is sent as fast as it goes."""
+    """Sends files whole: /25/half/name.zip is half/name.zip, at 25 MB/s; /0/... is sent as fast as it goes."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -83,7 +79,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Be quiet."""
 
     def do_GET(self):
-        """Send a file, from the first byte asked for."""
         rate, _, name = self.path.partition("?")[0].lstrip("/").partition("/")
         try:
             file = open(self.server.folder / name, "rb")  # noqa: SIM115  (closed below)
@@ -91,25 +86,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         with file:
-            size, asked = os.fstat(file.fileno()).st_size, self.headers.get("Range", "bytes=0-")
-            first = int(asked[len("bytes=") :].partition("-")[0])
-            self.send_response(206 if first else 200)
-            if first:
-                self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
-            self.send_header("Content-Length", str(size - first))
+            size = os.fstat(file.fileno()).st_size
+            self.send_response(200)
+            self.send_header("Content-Length", str(size))
             self.end_headers()
             if self.command == "GET":
-                self.send_rest(file, first, size, int(rate) * 1_000_000)
+                self.send(file, size, int(rate) * 1_000_000)
 
     do_HEAD = do_GET
 
-    def send_rest(self, file, first: int, size: int, rate: int) -> None:
-        """Send the bytes from `first` on, never ahead of `rate` bytes a second (0: no limit)."""
-        began, at = time.monotonic(), first
+    def send(self, file, size: int, rate: int) -> None:
+        """Send a file, never ahead of `rate` bytes a second (0: no limit)."""
+        began, at = time.monotonic(), 0
         while at < size:
             count = min(PACED_BYTES if rate else SEND_BYTES, size - at)
             if rate:
-                time.sleep(max(0, began + (at + count - first) / rate - time.monotonic()))
+                time.sleep(max(0, began + (at + count) / rate - time.monotonic()))
             if isinstance(self.connection, ssl.SSLSocket):
                 self.connection.sendall(os.pread(file.fileno(), count, at))
                 at += count
@@ -118,8 +110,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder on a free port, with TLS if there is a context."""
-
     request_queue_size = 128
 
     def __init__(self, folder: Path, context: ssl.SSLContext | None):
@@ -155,16 +145,13 @@ def serve(folder: Path) -> None:
 
 @contextlib.contextmanager
 def running_server(folder: Path):
-    """Start the server as a process of its own; yields its base URLs."""
+    """The server as a process of its own; yields its base URLs."""
     command = [sys.executable, __file__, "--serve", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             yield json.loads(process.stdout.readline())
         finally:
             process.stdin.close()
-
-
-# What is fetched
 
 
 def make_zip(path: Path, size: int) -> None:
@@ -179,8 +166,7 @@ class Transfer:
     """One set of products on the server, fetched in one way; `rate` in MB/s a connection, 0 without limit."""
 
     def __init__(self, kind: str, base: str, folder: Path):
-        self.base, self.rate = base, 0 if folder.name == "equal" else RATE_MB
-        self.paths = sorted(folder.iterdir())
+        self.base, self.rate, self.paths = base, 0 if folder.name == "equal" else RATE_MB, sorted(folder.iterdir())
         self.size = sum(path.stat().st_size for path in self.paths)
         self.urls = [f"{base}/{self.rate}/{folder.name}/{path.name}" for path in self.paths]
         limit = f", {self.rate} MB/s a connection" if self.rate else ""
@@ -194,23 +180,16 @@ def make_transfers(folder: Path, megabytes: float, bases: dict[str, str]) -> lis
         for number, share in enumerate(hundredths, 1):
             path = folder / name / f"SENTINEL2A_201707{number:02}-105605-456_L2A_T31TCJ_D_V1-4.zip"
             make_zip(path, int(megabytes * share * 10_000))
-    return [
-        Transfer(kind, base, folder / name)
-        for name in SETS
-        for kind, base in bases.items()
-        if (name, kind) != ("uneven", "TLS")  # TLS changes nothing in the order
-    ]
+    # TLS changes nothing in the order, for which the uneven ones are.
+    wanted = [(name, kind) for name in SETS for kind in bases if (name, kind) != ("uneven", "TLS")]
+    return [Transfer(kind, bases[kind], folder / name) for name, kind in wanted]
 
 
 def write_job(status: Path, report: Path, log: Path, urls: list[str], base: str) -> None:
-    """Write the three documents of a finished job."""
     place = {"base": base, "job": log.stem}
     status.write_text(SUCCEEDED.format(**place))
     report.write_text(json.dumps({"USER_INFO": {"job_status": "FINISHED", "results": urls}}))
     log.write_text(ACCEPTED.format(**place))
-
-
-# Measuring
 
 
 class Measure(NamedTuple):
@@ -222,7 +201,6 @@ class Measure(NamedTuple):
 
 
 def median(measures: Iterable[Measure]) -> Measure:
-    """The median of each value."""
     return Measure(*map(statistics.median, zip(*measures)))
 
 
@@ -246,11 +224,8 @@ class Bench:
         curl = f"curl -q -sS -f -Z --parallel-immediate --parallel-max {JOBS} --output-dir out --cacert"
         aria2c = f"aria2c --no-conf -q -j {JOBS} --file-allocation=none -d out -i - --ca-certificate={self.authority}"
         wget = f"xargs -P {JOBS} -n 1 wget --no-config -nv -P out --ca-certificate={self.authority}"
-        rows = {
-            "curl -Z": [*curl.split(), self.authority, "--remote-name-all", *transfer.urls],
-            "aria2c": aria2c.split(),
-            "xargs -P wget": wget.split(),
-        }
+        curl = [*curl.split(), self.authority, "--remote-name-all", *transfer.urls]
+        rows = {"curl -Z": curl, "aria2c": aria2c.split(), "xargs -P wget": wget.split()}
         there = {name: row for name, row in rows.items() if shutil.which(name.split()[-1].replace("-Z", "curl"))}
         return {OURS: [sys.executable, DOWNLOADER, *options.split(), str(self.account)], **there}
 
@@ -279,9 +254,8 @@ class Bench:
     def fetch(self, transfer: Transfer, command: list[str], every_byte: bool) -> Measure:
         """Run one download into a new folder, and compare what it brought with the originals."""
         with self.new_run() as run:
-            write_job(
-                self.folder / "job.xml", self.folder / "job.json", run / "job.log", transfer.urls, f"{transfer.base}/0"
-            )
+            status, report = self.folder / "job.xml", self.folder / "job.json"
+            write_job(status, report, run / "job.log", transfer.urls, f"{transfer.base}/0")
             (run / "urls.txt").write_text("".join(f"{url}\n" for url in transfer.urls))
             os.sync()  # what the last run left to be written is not this one's burden
             measure = self.start(command)
@@ -303,17 +277,14 @@ class Bench:
         row = [transfer.name, f"{statistics.median(ours):.2f} s"]
         for name in TOOLS:
             ratios = sorted(theirs.seconds / mine for theirs, mine in zip(measures.get(name, []), ours))
-            words = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "not there"
-            row.append(words)
+            middle = statistics.median(ratios) if ratios else 0
+            row.append(f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "not there")
         print(f"| {' | '.join(row)} |", flush=True)
         ideal = transfer.size / (transfer.rate * 1e6 * JOBS) if transfer.rate else 0
         for name, found in measures.items():
             seconds, cpu, memory = median(found)
             to_ideal = f", {seconds / ideal:.3f} of bytes / (rate x {JOBS})" if ideal else ""
             details.append(f"{transfer.name}: {name}: {seconds:.2f} s{to_ideal}, CPU {cpu:.2f} s, {memory:.0f} MiB")
-
-
-# The parts of the benchmark
 
 
 def show_start(bench: Bench) -> None:
@@ -343,9 +314,8 @@ def show_finished(bench: Bench, products: int) -> None:
         with contextlib.suppress(BlockingIOError):
             door.accept()
             raise SystemExit("the pass over finished jobs asked the service")
-    print(
-        f"{len(logs)} finished jobs, {products} products each, on disk: {seconds:.2f} s, {memory:.0f} MiB, no request"
-    )
+    words = f"{len(logs)} finished jobs, {products} products each, on disk"
+    print(f"{words}: {seconds:.2f} s, {memory:.0f} MiB, no request")
 
 
 def show_machine() -> None:
@@ -358,7 +328,6 @@ def show_machine() -> None:
 
 
 def main(argv=None) -> int:
-    """Run what was asked for; returns 0, whatever the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=float, default=200, help="MB of each of eight products (default: 200)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
@@ -376,9 +345,7 @@ def main(argv=None) -> int:
         folder = Path(name).resolve()
         with running_server(folder) as bases:
             bench, transfers = Bench(folder), make_transfers(folder, megabytes, bases)
-            print(
-                f"\nMedians of {rounds} rounds, in brackets the least and the most of one; {JOBS} downloads at once.\n"
-            )
+            print(f"\nMedians of {rounds} rounds, in brackets the least and the most; {JOBS} downloads at once.\n")
             print(f"| products | {OURS} | curl -Z takes | aria2c takes | xargs -P wget takes |\n|---|--:|--:|--:|--:|")
             for transfer in transfers:
                 bench.show(transfer, rounds, details)

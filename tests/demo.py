@@ -24,10 +24,8 @@ ORDER_LISTED = (
     "full_maja_process.py -t 31TCJ -o 51 -a peps.txt -d 2017-07-01 -e 2017-09-01 -l summer.log --json l1c.json"
 )
 FETCH_LISTED = "full_maja_download.py -a peps.txt -l summer.log -w summer --json l1c.json"
-ORDER_EACH = (
-    "peps_maja_process.py 2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51 -p prod_list_toulouse.txt"
-)
-FETCH_EACH = "peps_maja_download.py -p prod_list_toulouse.txt -a peps.txt -w PEPS_MAJA"
+ORDER_EACH = "peps_maja_process.py 2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51 -p prod_list.txt"
+FETCH_EACH = "peps_maja_download.py -p prod_list.txt -a peps.txt -w PEPS_MAJA"
 
 
 class Demo:
@@ -42,10 +40,7 @@ class Demo:
         account.write_text(peps.account + "\n", "utf-8")
 
     def run(self, line: str, status: int, *texts: str, requests: int | None = None) -> None:
-        """Show a command and what it prints.
-
-        Note it unless it ends with `status`, its output holds each of the `texts`, and it sends so many `requests`.
-        """
+        """Show a command; note it unless it ends with `status`, says the `texts`, and sends so many `requests`."""
         before = len(self.peps.requests())
         script, *arguments = shlex.split(line)
         print(f"\n$ python {line}", flush=True)
@@ -61,7 +56,6 @@ class Demo:
             self.expect(text in done.stdout, f"{line}: did not say '{text}'")
 
     def expect(self, true: bool, problem: str) -> None:
-        """Note a problem unless something is true."""
         if not true:
             self.problems.append(problem)
 
@@ -72,7 +66,6 @@ class Demo:
         self.expect(not list(self.folder.glob(f"{name}/*.part")), f"{name}: partial files are left")
 
     def later(self, hours: int) -> None:
-        """Move the service's clock."""
         print(f"\n... {hours} {'hour' if hours == 1 else 'hours'} later")
         self.peps.advance(hours=hours)
 
@@ -123,7 +116,6 @@ def single_products(demo: Demo) -> None:
 
 
 def main() -> int:
-    """Show everything, and return 0 if all of it was as it should be."""
     sys.stdout.reconfigure(errors="backslashreplace")
     with LocalPeps() as peps, tempfile.TemporaryDirectory(prefix="peps_demo_") as folder:
         demo = Demo(peps, Path(folder))

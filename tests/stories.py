@@ -104,6 +104,11 @@ def names_in(folder: Path | str = ".") -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
 
+def flipped(body: bytes, at: int) -> bytes:
+    """A product with one bit turned over, in its first image: the directory is fine, a CRC is not."""
+    return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+
+
 class FinishedJob:
     """A job whose documents are plain files at the service; `results` is what its report lists, as it is now."""
 

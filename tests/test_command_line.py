@@ -48,20 +48,16 @@ def refused(run, peps):
 
 
 def changed(script: str, **options: str) -> list[str]:
-    """The script's good command line, options changed by their letter."""
     words = list(GOOD[script])
     for letter, value in options.items():
         words[words.index(f"-{letter}") + 1] = value
     return words
 
 
-def alone(script, *argv, **environment):
-    """Run a script as a process that lists its imports on stderr, without account or service."""
-    command = [sys.executable, "-X", "importtime", str(CHECKOUT / f"{script}.py"), *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
-
-
-# ---- help and version
+def shell(command, **options):
+    """Run a command to its end, a text by bash."""
+    words = ["bash", "-c", command] if isinstance(command, str) else command
+    return subprocess.run(words, **{"capture_output": True, "text": True, "timeout": 60, **options})
 
 
 @every_script
@@ -99,7 +95,8 @@ def test_help_names_every_option(run, script):
 )
 def test_network_library_is_not_loaded_in_vain(script, argv, expected):
     """The help and a slip answer at once: requests comes in when the command line is known to be good."""
-    finished = alone(script, *(GOOD[script] if "-a" in argv else ()), *argv)
+    more = GOOD[script] if "-a" in argv else ()
+    finished = shell([sys.executable, "-X", "importtime", CHECKOUT / f"{script}.py", *more, *argv])
     assert finished.returncode == expected
     loaded = set(re.findall(r"\| +([\w.]+)$", finished.stderr, re.MULTILINE))
     assert "argparse" in loaded
@@ -114,7 +111,7 @@ def test_version_is_the_same_everywhere(run):
 def test_scripts_are_executable(script):
     """./full_maja_download.py works as it did."""
     assert os.access(CHECKOUT / f"{script}.py", os.X_OK)
-    shown = subprocess.run([f"./{script}.py", "--version"], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
+    shown = shell([f"./{script}.py", "--version"], cwd=CHECKOUT)
     assert shown.stdout == f"{script}.py {peps_common.__version__}\n"
 
 
@@ -132,23 +129,19 @@ def test_an_installed_command_names_itself_and_its_siblings(account, folder, pep
     for path, name in ((f"{command.parent}:{os.environ['PATH']}", "full_maja_download"), (os.environ["PATH"], None)):
         environment = {**os.environ, "PATH": path, "PEPS_URL": "http://127.0.0.1:9"}
         argv = [command, "--server", peps.url, *GOOD["full_maja_process"], "--force"]
-        shown = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30)
+        shown = shell(argv, env=environment)
         expected = name or str(command.with_name("full_maja_download"))
         assert f": {expected} -a peps.txt -l Full_Maja.log --server {peps.url}\n" in shown.stdout, shown
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=30)
-    assert version.stdout == f"full_maja_process {peps_common.__version__}\n"
+    assert shell([command, "--version"]).stdout == f"full_maja_process {peps_common.__version__}\n"
 
 
 def test_the_command_of_the_next_line_works_as_printed(finish, peps):
     """Called by a path and by an interpreter of its own, it is printed with both."""
     out = finish("full_maja_process", *GOOD["full_maja_process"], "-l", "a b.log").out
     line = out.splitlines()[-1].partition(": ")[2]
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30)  # noqa: S602
+    done = shell(line)
     assert done.returncode == 75, (line, done)
     assert done.stdout.startswith("a b.log: waiting")
-
-
-# ---- options
 
 
 @every_script
@@ -190,14 +183,10 @@ def test_required_options(refused, script, option):
 @both_processes
 @pytest.mark.parametrize(
     ("options", "words"),
-    [
-        ({"t": "31TC"}, "tile"),
-        ({"d": "2017-7-1"}, "YYYY-MM-DD"),
-        ({"d": "2017-06-31"}, "no such day"),
-        ({"d": "2999-01-01"}, "future"),
-    ],
+    [({"t": "31TC"}, "tile"), ({"d": "2017-7-1"}, "YYYY-MM-DD"), ({"d": "2017-06-31"}, "no such day"),
+     ({"d": "2999-01-01"}, "future")],
     ids=["tile", "form of a date", "day", "future"],
-)
+)  # fmt: skip
 def test_slips_are_seen_before_anything_is_sent(refused, script, options, words):
     refused(script, *changed(script, **options), words=words)
 
@@ -217,17 +206,12 @@ def test_good_orbit(run, orbit):
 @pytest.mark.parametrize(
     ("start", "end", "good"),
     [
-        ("2016-03-31", "2016-06-30", False),
-        ("2017-07-01", "2017-07-01", False),
-        ("2017-09-01", "2017-07-01", False),
-        ("2017-07-01", "2017-08-24", False),
-        ("2017-01-01", "2018-01-03", False),
-        ("2016-04-01", "2016-06-01", True),
-        ("2017-07-01", "2017-08-25", True),
-        ("2016-04-01", "2017-04-02", True),
+        ("2016-03-31", "2016-06-30", False), ("2017-07-01", "2017-07-01", False), ("2017-09-01", "2017-07-01", False),
+        ("2017-07-01", "2017-08-24", False), ("2017-01-01", "2018-01-03", False), ("2016-04-01", "2016-06-01", True),
+        ("2017-07-01", "2017-08-25", True), ("2016-04-01", "2017-04-02", True),
     ],
     ids=["before April 2016", "no day", "backwards", "54 days", "367 days", "first start", "55 days", "366 days"],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("more", [(), ("-n",)], ids=["order", "dry run"])
 def test_period(run, peps, start, end, good, more):
     """FULL_MAJA's rules hold for dry runs too, and the bounds belong to what is allowed."""
@@ -239,7 +223,6 @@ BOX = {"--latmin": "43", "--latmax": "44", "--lonmin": "1", "--lonmax": "2"}
 
 
 def words(options):
-    """Options as words of a command line."""
     return [word for pair in options.items() for word in pair]
 
 
@@ -259,7 +242,6 @@ def words(options):
     ids=" ".join,
 )  # fmt: skip
 def test_bad_area(refused, area):
-    """An area is exactly one tile, town, point or box on the Earth."""
     refused("peps_maja_process", *area, *NOVEMBER)
 
 
@@ -276,13 +258,9 @@ def test_bad_download_option(refused, folder, script, argv):
     refused(script, *GOOD[script], *argv)
 
 
-# ---- the server
-
-
 @every_script
 @pytest.mark.parametrize("source", ["--server", "PEPS_URL"])
 def test_bad_server_is_refused_without_an_echo(refused, monkeypatch, script, source):
-    """The text may hold a password, so it is not repeated."""
     url = "https://me:secret@peps.cnes.fr"
     if source == "PEPS_URL":
         monkeypatch.setenv("PEPS_URL", url)
@@ -298,7 +276,6 @@ def test_server_option_wins_over_the_environment(run, peps, monkeypatch):
 
 @pytest.mark.parametrize("value", [None, ""])
 def test_server_has_a_default(run, monkeypatch, value):
-    """Without --server and PEPS_URL, or with an empty one, it is the one that users know."""
     monkeypatch.delenv("PEPS_URL") if value is None else monkeypatch.setenv("PEPS_URL", value)
     assert run("full_maja_process", *GOOD["full_maja_process"], "-n").out.startswith("https://peps.cnes.fr/resto/wps?")
 
@@ -308,8 +285,6 @@ def test_server_may_have_a_path(run, peps, ending, path):
     run("full_maja_process", *GOOD["full_maja_process"], "--server", peps.url + ending, status=None)
     assert [request.path for request in peps.journal] == [path]
 
-
-# ---- logs and lists
 
 PLACE = "http://127.0.0.1:1/a.xml"
 BAD_LOGS = {
@@ -362,7 +337,6 @@ def test_log_that_is_no_plain_file(refused, path, script, folder):
     ids=["empty", "blank lines", "path up", "path", "hidden", "no text", "zip"],
 )
 def test_bad_product_list(refused, folder, content):
-    """A list with a line that can be no product's name is refused as a whole, with that line."""
     (folder / "list.txt").write_bytes(content)
     line = refused("peps_maja_download", "-p", "list.txt", words="list.txt")
     assert "hidden" not in content.decode("latin-1") or "'.hidden' is no product's name" in line
@@ -377,24 +351,17 @@ def test_product_list_that_is_no_plain_file(refused, path, script):
 
 
 @pytest.mark.parametrize(
-    "files", [("-l", "peps.txt"), ("-l", "x.log", "--json", "x.json"), ("--json", "./Full_Maja.log")]
-)
-def test_no_file_takes_anothers_place(refused, account, files, peps):
-    refused("full_maja_process", *GOOD["full_maja_process"], *files, "--force", words="another name")
+    ("script", "files"),
+    [*(("full_maja_process", f"{files} --force") for files in
+       ("-l peps.txt", "-l x.log --json x.json", "--json ./Full_Maja.log")),
+     ("peps_maja_process", "-p peps.txt"), ("peps_maja_process", "--json list.txt")],
+)  # fmt: skip
+def test_no_file_takes_anothers_place(refused, account, script, files, peps):
+    refused(script, *GOOD[script], *files.split(), words="another name")
     assert account.read_text("utf-8") == f"{peps.account}\n"
-
-
-@pytest.mark.parametrize("files", [{"p": "peps.txt"}, {}])
-def test_no_list_takes_anothers_place(refused, account, files, peps):
-    refused("peps_maja_process", *changed("peps_maja_process", **files), *([] if files else ["--json", "list.txt"]))
-    assert account.read_text("utf-8") == f"{peps.account}\n"
-
-
-# ---- odd surroundings
 
 
 def test_message_with_accents_survives_a_plain_terminal(finish):
-    """Under an ASCII locale an accent neither stops the script nor brings a traceback."""
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     only_line(finish("full_maja_process", *changed("full_maja_process", t="31TÉÉ"), env=plain, status=2))
 
@@ -410,8 +377,7 @@ def test_dry_run_needs_no_list_and_leaves_none(run, peps, folder):
 )
 def test_without_a_good_requests_one_line_says_what_to_install(state, account, peps):
     code = f"import sys, urllib3; sys.path.insert(0, {str(CHECKOUT)!r}); {state}; import full_maja_process as script; "
-    command = [sys.executable, "-c", f"{code} sys.exit(script.main({list(GOOD['full_maja_process'])!r}))"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    ended = shell([sys.executable, "-c", f"{code} sys.exit(script.main({list(GOOD['full_maja_process'])!r}))"])
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended
     assert "pip install" in ended.stderr
     assert peps.journal == []
@@ -428,9 +394,6 @@ def test_help_for_a_reader_who_leaves(account):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-# ---- the manual
-
-
 def test_every_command_of_the_manual_works_as_it_stands(account, folder, peps):
     """In the order of the page, in a folder that has the scripts and an environment of their own."""
     text = (CHECKOUT / "README.md").read_text("utf-8")
@@ -443,7 +406,7 @@ def test_every_command_of_the_manual_works_as_it_stands(account, folder, peps):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for line in lines:
         waits = "--wait" in line or " -n" in line
-        done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+        done = shell(line, env=environment)
         assert done.returncode in ((0,) if "process" in line or waits else (0, 75)), (line, done)
         assert "rror" not in done.stderr, (line, done)
         peps.advance(hours=100)
@@ -452,7 +415,6 @@ def test_every_command_of_the_manual_works_as_it_stands(account, folder, peps):
 
 
 def test_the_count_of_the_manual_is_found(folder):
-    """What the manual says of the last line, as it stands there."""
     text = (CHECKOUT / "README.md").read_text("utf-8")
     (line,) = re.findall(r"^    (tail -n 1 run.txt .*)$", text, re.MULTILINE)
     for last, found in (
@@ -461,5 +423,4 @@ def test_the_count_of_the_manual_is_found(folder):
         ("1 job finished. 62 products on disk before, 9 too cloudy, in /data", ""),
     ):
         (folder / "run.txt").write_text(f"x\n{last}\n")
-        shown = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=10).stdout
-        assert shown.splitlines()[:1] == found.splitlines()
+        assert shell(line).stdout.splitlines()[:1] == found.splitlines()

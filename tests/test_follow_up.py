@@ -14,18 +14,7 @@ from pathlib import Path
 import pytest
 from faulty_http import cut, hold, reset, status
 from local_peps import OUTPUTS, WPS, acquisitions, feature, make_product
-from stories import (
-    SHORT,
-    answer,
-    closed_port,
-    failed,
-    json_document,
-    lines_of,
-    names_in,
-    only_line,
-    report_of,
-    xml,
-)  # fmt: skip
+from stories import SHORT, answer, closed_port, failed, json_document, lines_of, names_in, only_line, report_of, xml
 
 import peps_common
 

@@ -36,9 +36,6 @@ def range_start(request) -> int:
     return int(re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", "bytes=0-"))[1])
 
 
-# ---- SIGKILL
-
-
 class Pace:
     """A fault that makes the service wait for the client's disk, so that a kill always lands inside a download.
 
@@ -110,9 +107,6 @@ def test_a_kill_lets_go_of_the_lock(make_job, launch):
     job.require_whole()
 
 
-# ---- SIGINT and SIGTERM
-
-
 def interrupt(process: subprocess.Popen, number: int, ends: int, times: int = 1) -> tuple[str, str]:
     """Send a signal; the run must end at once, with its status and one line. Returns stdout and that line."""
     for _ in range(times):
@@ -127,7 +121,7 @@ def interrupt(process: subprocess.Popen, number: int, ends: int, times: int = 1)
 @SIGNALS
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_interrupted_in_a_stalled_download(number, ends, times, make_job, launch, run):
-    """Once, twice or in a row: one line, the right status, and what was there goes on from there."""
+    """One line, the right status, and what was there goes on from there."""
     job = make_job()
     name = next(iter(job.bodies))
     job.hit(for_gets(stall(HELD), for_ever=True))
@@ -145,7 +139,6 @@ def test_interrupted_in_a_stalled_download(number, ends, times, make_job, launch
 @pytest.mark.parametrize(
     ("text", "method"),
     [(".xml", "GET"), ("PROCESSING_STATUS", "GET"), ("r.json", "GET"), ("/maja/", "HEAD"), ("/maja/", "GET")],
-    ids=["status document", "refresh", "report", "length", "head of the product"],
 )
 def test_interrupted_while_the_service_does_not_answer(number, ends, text, method, make_job, launch, run):
     job, stalled = make_job(), stall(None)
@@ -189,11 +182,8 @@ def test_interrupted_at_any_time(script, account, peps):
         for _ in range(2):
             process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
-        assert str(CHECKOUT) not in err, err
+        assert not re.search(rf"{CHECKOUT}/\w+\.py", err), err
         assert process.returncode in (0, 2, 130, -signal.SIGINT, 1), (process.returncode, err)
-
-
-# ---- nobody reads the output
 
 
 @pytest.fixture
@@ -237,9 +227,6 @@ def test_an_output_that_takes_nothing_more_does_not_stop_the_download(make_job, 
     assert "standard output" in err
     assert len(err.splitlines()) == 1
     job.require_whole()
-
-
-# ---- a random story
 
 
 class Story:
@@ -293,7 +280,7 @@ class Story:
         wait_until(lambda: process.poll() is not None or len(self.job.peps.journal) > seen + self.chance.randrange(8))
         process.send_signal(self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
         process.communicate(timeout=20)
-        self.repeated += 4 * (20_000 + local_peps_ahead())
+        self.repeated += 8 * 20_000  # what is on its way, too
 
     def second_run(self):
         first = self.launch("full_maja_download", *self.job.argv)
@@ -328,11 +315,6 @@ class Story:
         self.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
 
 
-def local_peps_ahead() -> int:
-    """The bytes that the service may have sent ahead of a client that is killed."""
-    return 20_000
-
-
 def test_random_story(make_job, launch, request, peps):
     """Some mishaps in a row, then a healthy run: all is there, nothing else is, and no byte came twice without need."""
     for _ in range(500 if request.config.getoption("--every-step") else 4):
@@ -352,8 +334,6 @@ def test_random_story(make_job, launch, request, peps):
         assert sum(map(job.sent, job.bodies)) <= sum(map(len, job.bodies.values())) + story.repeated
         job.peps.always.clear()
 
-
-# ---- memory
 
 MEASURE = """
 import resource, subprocess, sys

@@ -43,7 +43,6 @@ def rooted(attributes: str, status: str, rest: str = "", prefix: str = "wps:", h
 
 
 def outputs(*references: str, prefix: str = "wps:") -> str:
-    """The outputs of a job that was handed over, with these attributes of Reference elements."""
     found = "".join(f"<{prefix}Output><{prefix}Reference {reference}/></{prefix}Output>" for reference in references)
     return f"<{prefix}ProcessOutputs>{found}</{prefix}ProcessOutputs>"
 
@@ -116,7 +115,6 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("document", "expected"), ANSWERS.values(), ids=ANSWERS)
 def test_wps_answer(document, expected):
-    """An answer means the same in whatever form it comes, of whatever server."""
     found = parse_wps(document)
     assert (found.state, found.job_id, found.status_location, found.report_url, found.progress) == expected
     assert not found.failed
@@ -205,7 +203,6 @@ def test_job_id_is_the_stem_of_the_status_document(location, job_id):
 
 
 def report(**info):
-    """A report with these keys in USER_INFO."""
     return json.dumps({"USER_INFO": info}).encode()
 
 
@@ -225,13 +222,11 @@ def test_state_of_a_report(word, state):
 
 @pytest.mark.parametrize("value", [None, 7, True, [], ["FINISHED?"], {}, {"a": 1}])
 def test_state_of_another_type_is_not_finished(value):
-    """What is no word is not taken for an end."""
     assert parse_report(report(job_status=value)).state == State.UNKNOWN
 
 
 @pytest.mark.parametrize("document", [b"{}", b'{"USER_INFO": null}', b'{"USER_INFO": [1]}', b'{"USER_INFO": "FINE"}'])
 def test_report_without_user_info_says_nothing(document):
-    """A report that says nothing is not finished, and has no results."""
     found = parse_report(document)
     assert (found.state, found.results, found.unprocessed) == (State.UNKNOWN, (), 0)
 
@@ -241,7 +236,6 @@ def test_report_without_user_info_says_nothing(document):
     [("37%", "37%"), ("37", "37%"), (37, "37%"), (37.5, "37.5%"), ("37 %", "37%"), ("0%", "0%"), (0, "0%")],
 )
 def test_progress(value, expected):
-    """The percentage is shown as such, whatever type it has."""
     assert parse_report(report(job_status="STALLED", process=value)).words == expected
 
 
@@ -255,20 +249,17 @@ def test_progress(value, expected):
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
 def test_unprocessed(value, count, lost):
-    """Lost dates are counted, and listed where they are named."""
     found = parse_report(report(job_status="FINISHED", unprocessed=value))
     assert (found.unprocessed, found.lost) == (count, lost)
 
 
 @pytest.mark.parametrize("value", [[ZIP], [ZIP, ZIP], ZIP, [], [None, ZIP], [{"url": ZIP}]], ids=repr)
 def test_results(value):
-    """The results, each once, in whatever list they come."""
     assert parse_report(report(job_status="FINISHED", results=value)).results == ((ZIP,) if value else ())
 
 
 @pytest.mark.parametrize("value", [None, "", "two\nlines", 5, ["a"], {}])
 def test_message_is_one_line(value):
-    """The service's message goes into one line of ours."""
     assert "\n" not in parse_report(report(job_status="ERROR", message=value)).words
 
 
@@ -328,7 +319,6 @@ def test_a_full_page_that_does_not_tell_has_a_next_one():
 
 @pytest.mark.parametrize("document", [b"", b"<html/>", b"[]", b"{}", b'{"features": null}', b'{"features": {}}'])
 def test_what_is_no_page(document):
-    """Something else than an answer must not pass for nothing found."""
     with pytest.raises(Unreadable):
         common.parse_page(document)
 
@@ -394,7 +384,6 @@ def test_pairs_of_an_acquisition(l1c, l2a, paired, form):
     ],
 )  # fmt: skip
 def test_name_of_a_result(url, name):
-    """The last component of the path, decoded."""
     assert product_name(url) == name
 
 
@@ -452,7 +441,6 @@ VALUES = st.recursive(
 
 @given(JUNK)
 def test_any_bytes_are_a_value_or_an_expected_error(document):
-    """No document ends in anything but a value or a PepsError."""
     for parse in (parse_wps, lambda document: parse_wps(document, cut=True), parse_report, common.parse_page):
         with contextlib.suppress(PepsError):
             parse(document)
@@ -474,7 +462,6 @@ def test_report_of_any_types_is_a_value(info):
 @given(VALUES)
 @example({"properties": {"productIdentifier": "a/b"}})
 def test_feature_of_any_types_is_a_product_or_none(feature):
-    """A feature has a usable name or is left out."""
     usable = {"productIdentifier": L1C_NAME, "storage": feature}
     for value in (feature, {"properties": feature}, {"properties": usable}):
         product = L1C.from_feature(value)
@@ -598,7 +585,6 @@ def test_inputs_arrive_as_they_were(inputs):
     [((), 0), ((0, 0), 0), ((0, 75), 75), ((75, 1, 0), 1), ((0, 2), 2), ((75, 2), 2), ((2, 1), 1)],
 )
 def test_worst_status(statuses, expected):
-    """What needs a person comes before what needs time."""
     assert common.worst(map(Status, statuses)) == expected
 
 
@@ -616,7 +602,6 @@ def test_clean_text_is_one_printable_line(text, limit):
      (512_300_000, "512.3 MB"), (1.6e9, "1.6 GB"), (5e12, "5000.0 GB")],
 )  # fmt: skip
 def test_human_sizes(size, expected):
-    """Decimal units, with one digit after the point."""
     assert common.human(size) == expected
 
 
@@ -694,7 +679,6 @@ def test_any_text_is_a_value_or_refused(text):
     st.sampled_from("ABCDEFGHJKLMNPQRSTUV"), st.sampled_from(["", "T", "t"]),
 )  # fmt: skip
 def test_every_tile_of_the_grid_is_a_tile(zone, band, column, row, prefix):
-    """Zone, band, column and row, with or without a leading T."""
     name = f"{zone:02}{band}{column}{row}"
     assert common.as_tile(prefix + name) == common.as_tile(prefix + name.lower()) == name
 
