@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import os
 import signal
 import struct
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -102,8 +100,7 @@ def finish(launch):
     """Run a script as a process to its end; fails the test unless it ends with `status`."""
 
     def finish(script: str, *argv: object, status: int | None = 0, input: str | None = None, **options) -> Result:
-        streams = {} if input is None else {"stdin": subprocess.PIPE}
-        process = launch(script, *argv, **streams, **options)
+        process = launch(script, *argv, **({} if input is None else {"stdin": subprocess.PIPE}), **options)
         out, err = process.communicate(input, timeout=60)
         result = Result(process.returncode, out or "", err or "")
         assert status is None or result.status == status, result
@@ -124,9 +121,7 @@ def terminal(launch):
     """Run a script with all its streams on a terminal of a hundred columns; returns what the terminal shows."""
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
 
-    def terminal(
-        script: str, *argv: object, answer: bytes = b"", status: int = 0, see=lambda shown, process: None
-    ) -> str:
+    def terminal(script: str, *argv: object, answer=b"", status=0, see=lambda shown, process: None) -> str:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
         process = launch(script, *argv, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -145,22 +140,3 @@ def terminal(launch):
         return text
 
     return terminal
-
-
-@pytest.fixture
-def meeting():
-    """Make a fault that holds the first requests until so many are there; its barrier breaks if they never are."""
-
-    def meeting(count: int):
-        barrier, numbers = threading.Barrier(count), itertools.count(1)
-
-        def gather(handler) -> bool:
-            if next(numbers) <= count:
-                with contextlib.suppress(threading.BrokenBarrierError):
-                    barrier.wait(10)
-            return False
-
-        gather.barrier = barrier
-        return gather
-
-    return meeting

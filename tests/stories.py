@@ -31,10 +31,8 @@ def answer(location: str = "", state: str = "<ProcessAccepted/>", report: str = 
     """A WPS answer as short as it can be: an accepted order, or with `report` a status document that names one."""
     outputs = f"<ProcessOutputs><Output><Reference href={quoted(report)}/></Output></ProcessOutputs>" if report else ""
     place = f" statusLocation={quoted(location)}" if location else ""
-    return (
-        f'<ExecuteResponse xmlns="{WPS_NS}" xmlns:ows="{OWS_NS}"{place}><Status>{state}</Status>{outputs}'
-        "</ExecuteResponse>"
-    ).encode()
+    body = f"<Status>{state}</Status>{outputs}"
+    return f'<ExecuteResponse xmlns="{WPS_NS}" xmlns:ows="{OWS_NS}"{place}>{body}</ExecuteResponse>'.encode()
 
 
 def quoted(text: str) -> str:
@@ -118,7 +116,6 @@ class FinishedJob:
         self.bodies = {name: make_product(name, size) for name in names}
         peps.products.update(self.bodies)
         self.results: object = [f"{peps.url}/cgi-bin/mapcache_results/maja/{identity}/{name}" for name in names]
-        self.report: dict = {}
         self.log, self.products = Path(f"{identity}.log"), Path("products")
         self.log.write_bytes(answer(f"{self.base}.xml"))
         self.products.mkdir(exist_ok=True)
@@ -131,14 +128,11 @@ class FinishedJob:
     def serve(self):
         """Let the service have the job's documents."""
         succeeded = answer(f"{self.base}.xml", "<ProcessSucceeded/>", f"{self.base}/r.json")
+        report = lambda handler: json_document(report_of(self.results))(handler)  # noqa: E731  (as they are then)
         self.peps.always += [
-            (f"/{self.identity}.xml", xml(succeeded)),
-            (
-                f"/{self.identity}/r.json",
-                lambda handler: json_document(report_of(self.results, **self.report))(handler),
-            ),
+            (f"/{self.identity}.xml", xml(succeeded)), (f"/{self.identity}/r.json", report),
             ("PROCESSING_STATUS", xml(answer())),
-        ]
+        ]  # fmt: skip
 
     def mend(self, *others: FinishedJob):
         """Make the service well again: it does nothing but have the documents."""

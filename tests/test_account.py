@@ -258,17 +258,6 @@ def test_each_host_gets_what_it_may_see(what, origin, run, internet):
     assert all(call.proxied for call in internet.calls)
 
 
-def test_plain_http_with_its_own_port_is_left_as_it_is(run, internet):
-    """Port 80 was named, so that is where it is fetched from, and without the account."""
-    place = f"http://peps.example.test:80/results/{PRODUCT}"
-    places = {**PLACES, "product": place}
-    internet.show_all(places)
-    internet.show_all({**places, "product": place.replace(":80/", "/")}, places)
-    follow_up(run, internet, places)
-    internet.require_no_leak()
-    assert any(call.url.startswith("http://peps.example.test") for call in internet.calls)
-
-
 TRICKS = [
     r"https://peps.example.test\@evil.test", r"https://evil.test\@peps.example.test",
     r"https://evil.test\.peps.example.test", "https://evil.test#@peps.example.test",
@@ -388,15 +377,11 @@ def test_a_redirected_order_or_search_gets_what_it_may_see(name, run, internet):
     internet.require_no_leak()
 
 
-def test_the_netrc_of_these_tests_is_one_that_requests_would_use(internet):
-    for origin in (OWN, "https://evil.test", "http://127.0.0.1"):
-        assert requests.utils.get_netrc_auth(f"{origin}/") == NETRC
-
-
 @pytest.mark.parametrize("variable", ["NETRC", None], ids=["NETRC", "HOME"])
 def test_netrc_is_never_consulted(variable, run, internet, monkeypatch):
     if variable:
         monkeypatch.setenv(variable, str(Path(os.environ["HOME"]) / ".netrc"))
+    assert requests.utils.get_netrc_auth("https://evil.test/") == NETRC, "requests would not use it"
     places = {**PLACES, "report": "https://evil.test/report.json", "product": f"http://evil.test/{PRODUCT}"}
     internet.show_all(places)
     internet.move(places["product"], f"https://elsewhere.example.test.evil.test/{PRODUCT}")
@@ -542,17 +527,12 @@ def test_runs_that_go_well_are_silent(launch, peps, folder):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (status(401), "401"),
-        (status(403), "403"),
-        (status(404), "404"),
-        (status(503), "503"),
-        (status(302, {"Location": "/resto/wps"}), "redirect"),
-        (status(302, {"Location": "http://[::1"}), "127.0.0.1"),
-        (status(200, body=b"<html></html>"), "html"),
-        (status(200, body=b"<!DOCTYPE x><x/>"), "DTD"),
+        (status(401), "401"), (status(403), "403"), (status(404), "404"), (status(503), "503"),
+        (status(302, {"Location": "/resto/wps"}), "redirect"), (status(302, {"Location": "http://[::1"}), "127.0.0.1"),
+        (status(200, body=b"<html></html>"), "html"), (status(200, body=b"<!DOCTYPE x><x/>"), "DTD"),
     ],
     ids=["401", "403", "404", "503", "circle", "bad redirect", "page", "DTD"],
-)
+)  # fmt: skip
 def test_orders_that_fail_are_silent(fault, words, launch, peps, folder):
     peps.always.append(("/resto/wps", fault))
     require_silence(launch("full_maja_process", *ORDER), folder, words)

@@ -15,11 +15,9 @@ import peps_common
 
 NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
 GOOD = {
-    "full_maja_process": ("-t", "31TCJ", *SHORT),
-    "full_maja_download": ("-l", "job.log"),
-    "peps_maja_process": ("-t", "31TCJ", *NOVEMBER),
-    "peps_maja_download": ("-p", "list.txt"),
-}
+    "full_maja_process": ("-t", "31TCJ", *SHORT), "full_maja_download": ("-l", "job.log"),
+    "peps_maja_process": ("-t", "31TCJ", *NOVEMBER), "peps_maja_download": ("-p", "list.txt"),
+}  # fmt: skip
 COMMON = "-a --auth --server -q --quiet -h --help --version -n --no_download --dry-run"
 DOWNLOAD = "-w --write_dir -j --jobs --wait --interval --check"
 OPTIONS = {
@@ -84,15 +82,11 @@ def test_help_names_every_option(run, script):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["-h"], 0),
-        (["--version"], 0),
-        ([], 2),
-        (["--no_such_option"], 2),
-        (["--server", "x"], 2),
+        (["-h"], 0), (["--version"], 0), ([], 2), (["--no_such_option"], 2), (["--server", "x"], 2),
         (["-a", "no/file"], 2),
     ],
     ids=["help", "version", "no argument", "unknown option", "bad value", "bad account file"],
-)
+)  # fmt: skip
 def test_network_library_is_not_loaded_in_vain(script, argv, expected):
     """The help and a slip answer at once: requests comes in when the command line is known to be good."""
     more = GOOD[script] if "-a" in argv else ()
@@ -101,10 +95,6 @@ def test_network_library_is_not_loaded_in_vain(script, argv, expected):
     loaded = set(re.findall(r"\| +([\w.]+)$", finished.stderr, re.MULTILINE))
     assert "argparse" in loaded
     assert not {"requests", "urllib3", "tqdm"} & loaded
-
-
-def test_version_is_the_same_everywhere(run):
-    assert {run(script, "--version").out.split()[-1] for script in GOOD} == {peps_common.__version__}
 
 
 @every_script
@@ -192,9 +182,8 @@ def test_slips_are_seen_before_anything_is_sent(refused, script, options, words)
 
 
 @both_processes
-@pytest.mark.parametrize("orbit", ["0", "-1", "x", "", "nan", "5_1", "144", "51.5", "1e1"])
-def test_bad_orbit(refused, script, orbit):
-    refused(script, *GOOD[script], f"-o{orbit}" if orbit else "-o", *([] if orbit else [""]))
+def test_bad_orbit(refused, script):
+    refused(script, *GOOD[script], "-o", "144", words="orbit")
 
 
 @pytest.mark.parametrize("orbit", [1, 143])
@@ -288,19 +277,13 @@ def test_server_may_have_a_path(run, peps, ending, path):
 
 PLACE = "http://127.0.0.1:1/a.xml"
 BAD_LOGS = {
-    "empty": "",
-    "blank lines": "\n" * 1000,
-    "text": "PEPS is resting",
-    "zip": "PK\x03\x04\x00\x00",
-    "page": "<html><body>Maintenance</body></html>",
-    "no statusLocation": answer(),
-    "a file as statusLocation": answer("file:///etc/passwd"),
-    "failed": answer(PLACE, failed("no")),
-    "ExceptionReport": exception_report("no"),
-    "JSON error": '{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}',
+    "empty": "", "blank lines": "\n" * 1000, "text": "PEPS is resting", "zip": "PK\x03\x04\x00\x00",
+    "page": "<html><body>Maintenance</body></html>", "no statusLocation": answer(),
+    "a file as statusLocation": answer("file:///etc/passwd"), "failed": answer(PLACE, failed("no")),
+    "ExceptionReport": exception_report("no"), "JSON error": '{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}',
     "other JSON": '{"type": "FeatureCollection", "features": []}',
     "DTD": b'<!DOCTYPE a [<!ENTITY b "c">]>' + answer("http://127.0.0.1:1/&b;.xml"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD_LOGS.values(), ids=BAD_LOGS)
@@ -310,15 +293,21 @@ def test_bad_log(refused, folder, text):
     refused("full_maja_download", "-l", "job.log", words="job.log")
 
 
-@pytest.mark.parametrize("path", ["missing.log", ".", "..", "peps.txt/job.log", "pipe", "/dev/null", "no/such/job.log"])
-@pytest.mark.parametrize("script", ["full_maja_download", "full_maja_process"])
-def test_log_that_is_no_plain_file(refused, path, script, folder):
+NO_FILES = {
+    "full_maja_download": [".", "..", "peps.txt/job.log", "pipe", "/dev/null", "no/such/job.log", "missing.log"],
+    "full_maja_process": [".", "..", "peps.txt/job.log", "pipe", "/dev/null", "no/such/job.log", "x" * 300, "/proc/x"],
+    "peps_maja_download": [".", "pipe", "missing.txt"],
+    "peps_maja_process": [".", "pipe"],
+}
+
+
+@pytest.mark.parametrize(("script", "path"), [(script, path) for script in NO_FILES for path in NO_FILES[script]])
+def test_log_or_list_that_is_no_plain_file(refused, script, path):
     """It is refused, neither waited for nor replaced; --force does not change that."""
     os.mkfifo("pipe")
-    if (script, path) == ("full_maja_process", "missing.log"):
-        return
-    argv = () if script == "full_maja_download" else (*GOOD[script], "--force")
-    refused(script, *argv, "-l", path, words="no/such: there is no such folder" if path.startswith("no/") else path)
+    argv = [*GOOD[script], "--force"] if script == "full_maja_process" else GOOD[script]
+    words = "no/such: there is no such folder" if path.startswith("no/") else path
+    refused(script, *argv, "-l" if "full" in script else "-p", path, words=words)
     assert os.path.exists("/dev/null")
     assert not os.path.isfile("/dev/null")
 
@@ -326,28 +315,15 @@ def test_log_that_is_no_plain_file(refused, path, script, folder):
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"\n \n",
-        b"../../etc/passwd\n",
-        b"/etc/passwd\n",
-        b"good\n.hidden\n",
-        b"\xff\xfe\x00",
+        b"", b"\n \n", b"../../etc/passwd\n", b"/etc/passwd\n", b"good\n.hidden\n", b"\xff\xfe\x00",
         b"PK\x03\x04\x00\x1b",
     ],
     ids=["empty", "blank lines", "path up", "path", "hidden", "no text", "zip"],
-)
+)  # fmt: skip
 def test_bad_product_list(refused, folder, content):
     (folder / "list.txt").write_bytes(content)
     line = refused("peps_maja_download", "-p", "list.txt", words="list.txt")
     assert "hidden" not in content.decode("latin-1") or "'.hidden' is no product's name" in line
-
-
-@pytest.mark.parametrize("path", ["missing.txt", ".", "pipe"])
-@pytest.mark.parametrize("script", ["peps_maja_download", "peps_maja_process"])
-def test_product_list_that_is_no_plain_file(refused, path, script):
-    os.mkfifo("pipe")
-    if (script, path) != ("peps_maja_process", "missing.txt"):
-        refused(script, *changed(script, p=path), words=path)
 
 
 @pytest.mark.parametrize(

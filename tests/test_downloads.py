@@ -50,14 +50,11 @@ def test_a_whole_product_on_disk_is_left_alone(run, job, victim):
 
 BODY = make_product("x", SIZE)
 BROKEN = {
-    "half": BODY[: SIZE // 2],
-    "last byte missing": BODY[:-1],
+    "half": BODY[: SIZE // 2], "last byte missing": BODY[:-1],
     "bytes missing in the middle": BODY[:HELD] + BODY[HELD + 10_000 :],
-    "bytes before the first member": b"PK\3\4" + BODY,
-    "no member": b"PK\5\6" + bytes(18),
-    "empty": b"",
+    "bytes before the first member": b"PK\3\4" + BODY, "no member": b"PK\5\6" + bytes(18), "empty": b"",
     "page": b"<!DOCTYPE html><html></html>",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
@@ -155,11 +152,8 @@ def test_a_finished_product_may_be_taken_away_at_once(run, job, monkeypatch):
 def test_results_that_are_no_zip_are_fetched_too(run, job, peps):
     """Checked by their length; what has such a name already is never replaced."""
     extra = {
-        "quicklook.tgz": b"\x1f\x8b" + bytes(500),
-        "quality.json": b"{}",
-        "peps.txt": b"evil",
-        "page.html": b"<html>",
-    }
+        "quicklook.tgz": b"\x1f\x8b" + bytes(500), "quality.json": b"{}", "peps.txt": b"evil", "page.html": b"<html>",
+    }  # fmt: skip
     peps.products.update(extra)
     job.results += [f"{peps.url}/cgi-bin/mapcache_results/maja/31TCJ/{name}" for name in extra]
     (job.products / "peps.txt").write_bytes(b"mine")

@@ -36,6 +36,12 @@ def range_start(request) -> int:
     return int(re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", "bytes=0-"))[1])
 
 
+def dice() -> random.Random:
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    return random.Random(seed)  # noqa: S311
+
+
 class Pace:
     """A fault that makes the service wait for the client's disk, so that a kill always lands inside a download.
 
@@ -64,9 +70,7 @@ class Pace:
 
 def test_killed_again_and_again(make_job, launch):
     """Each run continues from the byte that the last one left, and no product is ever half under its name."""
-    seed = int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
-    chance, kills = random.Random(seed), 6  # noqa: S311
+    chance, kills = dice(), 6
     job = make_job(count=4, size=10 * AHEAD)
     total = sum(map(len, job.bodies.values()))
     for _ in range(kills):
@@ -164,9 +168,7 @@ def test_interrupted_between_two_looks(number, ends, make_job, launch):
 def test_interrupted_at_any_time(script, account, peps):
     """From the script's own first line to the interpreter's very end there is no traceback."""
     peps.always.append(("", stall(None)))
-    seed = int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
-    chance = random.Random(seed)  # noqa: S311
+    chance = dice()
     Path("list.txt").write_text("a\n")
     argv = {"full_maja_process": ["-n", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01"]}
     starts = (
@@ -238,8 +240,8 @@ class Story:
     def happen(self):
         """One run with one mishap; `repeated` counts the bytes that may have been sent in vain."""
         mishap = self.chance.choice([
-            self.cuts, self.cuts, self.ignored_range, self.outage, self.gone, self.kill, self.kill, self.second_run,
-            self.taken_away, self.restarted, self.damaged, self.full_disk,
+            self.cuts, self.cuts, self.ignored_range, self.outage, self.outage, self.kill, self.kill, self.second_run,
+            self.spoilt, self.spoilt, self.restarted, self.full_disk,
         ])  # fmt: skip
         self.job.mend()
         mishap()
@@ -266,11 +268,7 @@ class Story:
         self.run()
 
     def outage(self):
-        self.job.hit(status(self.chance.choice((500, 503, 429)), {"Retry-After": "999"}), self.some())
-        self.run()
-
-    def gone(self):
-        self.job.hit(status(404), self.some())
+        self.job.hit(status(self.chance.choice((404, 500, 503, 429)), {"Retry-After": "999"}), self.some())
         self.run()
 
     def kill(self):
@@ -287,11 +285,12 @@ class Story:
         self.run()
         first.communicate(timeout=60)
 
-    def taken_away(self):
+    def spoilt(self):
+        """A product is taken away, or loses its end."""
         path = self.job.products / self.some()
         if path.exists():
             self.repeated += path.stat().st_size
-            path.unlink()
+            path.write_bytes(path.read_bytes()[:-10]) if self.chance.random() < 0.5 else path.unlink()
         self.run()
 
     def restarted(self):
@@ -299,13 +298,6 @@ class Story:
         state = self.chance.choice(("PENDING", "STALLED", "ERROR", "EATEN"))
         self.job.hit(json_document(report_of([], job_status=state)), "/r.json")
         Path("31TCJ.json").unlink(missing_ok=True)
-        self.run()
-
-    def damaged(self):
-        path = self.job.products / self.some()
-        if path.exists():
-            self.repeated += path.stat().st_size
-            path.write_bytes(path.read_bytes()[:-10])
         self.run()
 
     def full_disk(self):
@@ -318,14 +310,12 @@ class Story:
 def test_random_story(make_job, launch, request, peps):
     """Some mishaps in a row, then a healthy run: all is there, nothing else is, and no byte came twice without need."""
     for _ in range(500 if request.config.getoption("--every-step") else 4):
-        seed = int.from_bytes(os.urandom(4), "big")
-        print(f"seed {seed}")
         for path in Path().iterdir():
             if path.name != "peps.txt":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         peps.sent.clear()
         job = make_job(count=3, size=20_000)
-        story = Story(job, launch, random.Random(seed))  # noqa: S311
+        story = Story(job, launch, dice())
         for _ in range(story.chance.randrange(2, 6)):
             story.happen()
         job.mend()

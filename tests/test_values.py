@@ -29,103 +29,78 @@ settings.load_profile("steady")
 UUID = "0a1b2c3d-1111-2222-3333-444455556666"
 UUID_URL = f"https://peps.cnes.fr/wps/outputs/{UUID}.xml"
 NUMBERED = "http://peps-vizo.cnes.fr:8081/wps/outputs/pywps-154901234567.xml"
-REPORT_URL = "https://peps.cnes.fr/wps/outputs/report.json?a=1&b=2"
-ESCAPED = REPORT_URL.replace("&", "&amp;")
+JOBS = {  # by statusLocation, of PyWPS, 52°North, GeoServer and deegree
+    UUID_URL: UUID,
+    "http://geo.example.org:8080/wps/RetrieveResultServlet?id=7c1e-42": "7c1e-42",
+    "http://geo.example.org/ows?service=WPS&version=1.0.0&request=GetExecutionStatus&executionId=9-8-7": "9-8-7",
+    "http://geo.example.org/wps?service=WPS&request=GetResponseDocument&identifier=RESPONSE_5": "RESPONSE_5",
+}
 
 
-def rooted(attributes: str, status: str, rest: str = "", prefix: str = "wps:", heading: str = "") -> str:
-    """An ExecuteResponse with these attributes of the root and this element in its status."""
-    name = f"{prefix}ExecuteResponse"
+def rooted(location: str, status: str, *references: str, prefix: str = "wps:", heading: str = "") -> bytes:
+    """An ExecuteResponse with this element in its status, and these attributes of Reference elements."""
+    name, place = f"{prefix}ExecuteResponse", f'statusLocation="{location.replace("&", "&amp;")}"' if location else ""
     namespace = f'xmlns{":" * bool(prefix)}{prefix.rstrip(":")}="http://www.opengis.net/wps/1.0.0"'
     others = 'xmlns:ows="http://www.opengis.net/ows/1.1" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    body = f'<{prefix}Status creationTime="2019-02-01T10:00:00Z">{status}</{prefix}Status>{rest}'
-    return f"{heading}<{name} {namespace} {others} {attributes}>{body}</{name}>"
-
-
-def outputs(*references: str, prefix: str = "wps:") -> str:
     found = "".join(f"<{prefix}Output><{prefix}Reference {reference}/></{prefix}Output>" for reference in references)
-    return f"<{prefix}ProcessOutputs>{found}</{prefix}ProcessOutputs>"
+    outputs = f"<{prefix}ProcessOutputs>{found}</{prefix}ProcessOutputs>"
+    body = f'<{prefix}Status creationTime="2019-02-01T10:00:00Z">{status}</{prefix}Status>{outputs}'
+    return f'{heading}<{name} {namespace} {others} service="WPS" version="1.0.0" {place}>{body}</{name}>'.encode()
 
 
-PYWPS3 = rooted(
-    f'service="WPS" version="1.0.0" statusLocation="{NUMBERED}"',
-    "<wps:ProcessAccepted>PyWPS Process FULL_MAJA accepted, déjà</wps:ProcessAccepted>",
-    heading='<?xml version="1.0" encoding="{}"?>\n<!-- PyWPS -->\n',
-).replace("><", ">\n<")
-AS_PYWPS3 = ("ProcessAccepted", "154901234567", NUMBERED, "", "")
-SERVLET = "http://geo.example.org:8080/wps/RetrieveResultServlet?id=7c1e-42"
-GEOSERVER = (
-    "http://geo.example.org/geoserver/ows?service=WPS&version=1.0.0&request=GetExecutionStatus&executionId=9-8-7"
-)
-DEEGREE = "http://geo.example.org/wps?service=WPS&version=1.0.0&request=GetResponseDocument&identifier=RESPONSE_5"
+ACCEPTED = "<wps:ProcessAccepted>PyWPS Process FULL_MAJA accepted, déjà</wps:ProcessAccepted>"
 STARTED = '<wps:ProcessStarted percentCompleted="37">Process running</wps:ProcessStarted>'
-SUCCEEDED = "<wps:ProcessSucceeded>done</wps:ProcessSucceeded>"
-
-
-def located(location: str) -> str:
-    return f'statusLocation="{location.replace("&", "&amp;")}"'
-
-
-def succeeded(location: str, *references: str) -> bytes:
-    """A job that was handed over, with these attributes of Reference elements."""
-    return rooted(located(location), SUCCEEDED, outputs(*references)).encode()
-
-
-ANSWERS = {
-    "PyWPS 3": (PYWPS3.format("utf-8").encode(), AS_PYWPS3),
-    "BOM": (b"\xef\xbb\xbf" + PYWPS3.format("utf-8").encode(), AS_PYWPS3),
-    "Latin-1": (PYWPS3.format("iso-8859-1").encode("iso-8859-1"), AS_PYWPS3),
-    "UTF-16": (PYWPS3.format("utf-16").encode("utf-16"), AS_PYWPS3),
-    "CRLF": (PYWPS3.format("utf-8").replace("\n", "\r\n").encode() + b"\r\n\r\n", AS_PYWPS3),
-    "blank lines first": (b"\n\n" + PYWPS3.format("utf-8").encode(), AS_PYWPS3),
-    "other prefix, one line": (
-        PYWPS3.format("utf-8").replace("\n", "").replace("wps:", "ns0:").replace("xmlns:wps", "xmlns:ns0").encode(),
-        AS_PYWPS3,
-    ),
-    "PyWPS 4, no prefix": (
-        rooted(located(UUID_URL), "<ProcessAccepted/>", prefix="").encode(), ("ProcessAccepted", UUID, UUID_URL, "", "")
-    ),
-    "started": (rooted(located(UUID_URL), STARTED).encode(), ("ProcessStarted", UUID, UUID_URL, "", "37")),
-    "paused": (rooted(located(UUID_URL), "<wps:ProcessPaused/>").encode(), ("ProcessPaused", UUID, UUID_URL, "", "")),
-    "PyWPS, href": (
-        succeeded(UUID_URL, f'href="{ESCAPED}"'), ("ProcessSucceeded", UUID, UUID_URL, REPORT_URL, "")
-    ),
-    "success without a Reference": (succeeded(UUID_URL), ("ProcessSucceeded", UUID, UUID_URL, "", "")),
-    "52°North, several References": (
-        succeeded(SERVLET, f'mimeType="application/json" xlink:href="{ESCAPED}"', 'mimeType="text/xml" xlink:href="b"'),
-        ("ProcessSucceeded", "7c1e-42", SERVLET, REPORT_URL, ""),
-    ),
-    "GeoServer, several References, none of JSON": (
-        succeeded(GEOSERVER, 'href="http://a/b"', f'href="{ESCAPED}"'),
-        ("ProcessSucceeded", "9-8-7", GEOSERVER, REPORT_URL, ""),
-    ),
-    "GeoServer, two of JSON": (
-        succeeded(GEOSERVER, 'href="b" mimeType="text/json"', f'href="{ESCAPED}" mimeType="A/JSON"', 'href="c"'),
-        ("ProcessSucceeded", "9-8-7", GEOSERVER, REPORT_URL, ""),
-    ),
-    "deegree": (
-        rooted(
-            located(DEEGREE), "<ProcessSucceeded/>", outputs(f'xlink:href="{ESCAPED}"', prefix=""), prefix=""
-        ).encode(),
-        ("ProcessSucceeded", "RESPONSE_5", DEEGREE, REPORT_URL, ""),
-    ),
-    "no statusLocation": (rooted("", SUCCEEDED).encode(), ("ProcessSucceeded", "", "", "", "")),
+HEADING = '<?xml version="1.0" encoding="{}"?>\n<!-- PyWPS -->\n'
+PYWPS3 = rooted(NUMBERED, ACCEPTED, heading=HEADING).decode().replace("><", ">\n<")
+OTHER_PREFIX = PYWPS3.replace("\n", "").replace("wps:", "ns0:").replace("xmlns:wps", "xmlns:ns0")
+FORMS = {
+    "UTF-8": PYWPS3.format("utf-8").encode(), "BOM": b"\xef\xbb\xbf" + PYWPS3.format("utf-8").encode(),
+    "Latin-1": PYWPS3.format("iso-8859-1").encode("iso-8859-1"), "UTF-16": PYWPS3.format("utf-16").encode("utf-16"),
+    "CRLF": PYWPS3.format("utf-8").replace("\n", "\r\n").encode() + b"\r\n\r\n",
+    "blank lines first": b"\n\n" + PYWPS3.format("utf-8").encode(),
+    "other prefix, one line": OTHER_PREFIX.format("utf-8").encode(),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("document", "expected"), ANSWERS.values(), ids=ANSWERS)
-def test_wps_answer(document, expected):
+@pytest.mark.parametrize("document", FORMS.values(), ids=FORMS)
+def test_wps_answer_of_any_form(document):
     found = parse_wps(document)
-    assert (found.state, found.job_id, found.status_location, found.report_url, found.progress) == expected
-    assert not found.failed
-    assert found.holds_job == bool(found.status_location)
+    assert (found.state, found.job_id, found.status_location) == ("ProcessAccepted", "154901234567", NUMBERED)
+    assert (found.holds_job, found.failed, found.report_url, found.progress) == (True, False, "", "")
+
+
+REPORT_URL = "https://peps.cnes.fr/wps/outputs/report.json?a=1&b=2"
+HREF = 'href="{}"'.format(REPORT_URL.replace("&", "&amp;"))
+REFERENCES = {
+    "none": [], "one": [HREF], "xlink": [f"xlink:{HREF}"], "the last": ['href="http://a/b"', HREF],
+    "the one of JSON": [f'mimeType="application/json" xlink:{HREF}', 'mimeType="text/xml" xlink:href="http://a/b"'],
+    "the last of JSON": ['href="b" mimeType="text/json"', f'{HREF} mimeType="Application/JSON"', 'href="http://c"'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("references", REFERENCES.values(), ids=REFERENCES)
+@pytest.mark.parametrize("prefix", ["wps:", ""])
+@pytest.mark.parametrize("location", [*JOBS, ""])
+def test_wps_answer_of_any_server(location, prefix, references):
+    found = parse_wps(rooted(location, f"<{prefix}ProcessSucceeded/>", *references, prefix=prefix))
+    assert (found.state, found.status_location) == ("ProcessSucceeded", location)
+    assert (found.job_id, found.holds_job) == (JOBS.get(location, ""), bool(location))
+    assert found.report_url == (REPORT_URL if references else "")
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "progress"), [(STARTED, "ProcessStarted", "37"), ("<wps:ProcessPaused/>", "ProcessPaused", "")]
+)
+def test_state_of_a_wps_answer(state, name, progress):
+    found = parse_wps(rooted(UUID_URL, state))
+    assert (found.state, found.progress, found.failed) == (name, progress, False)
 
 
 @pytest.mark.parametrize("length", [0, 260, 300])
 def test_an_answer_that_was_cut_off_is_a_job(length):
     """The root's start tag has all that a job needs; elsewhere half a document is none."""
-    whole = rooted(located(UUID_URL), STARTED)
-    document = whole[: max(length, whole.index("<wps:Status"))].encode()
+    whole = rooted(UUID_URL, STARTED)
+    document = whole[: max(length, whole.index(b"<wps:Status"))]
     assert parse_wps(document, cut=True).job_id == UUID
     for half, cut in ((document, False), (document[:100], True)):
         with pytest.raises(Unreadable):
@@ -145,8 +120,7 @@ REFUSALS = {
 def test_wps_refusal(document, words):
     """A refusal holds no job, and keeps the service's reason on one line."""
     found = parse_wps(document)
-    assert found.failed
-    assert not found.holds_job
+    assert (found.failed, found.holds_job) == (True, False)
     assert words in found.message
     assert "\n" not in found.message
 
@@ -427,7 +401,7 @@ JUNK = st.one_of(
     st.binary(max_size=300),
     st.text(alphabet="<>/&;{}[]\":,'= aExcutRspon1\n\0é", max_size=80).map(str.encode),
     st.tuples(
-        st.sampled_from([row[0] for row in [*ANSWERS.values(), *REFUSALS.values()]]), st.integers(0, 700), st.binary()
+        st.sampled_from([*FORMS.values(), *(row[0] for row in REFUSALS.values())]), st.integers(0, 700), st.binary()
     )
     .map(lambda spoilt: spoilt[0][: spoilt[1]] + spoilt[2] + spoilt[0][spoilt[1] + 1 :]),
 )  # fmt: skip
@@ -524,6 +498,7 @@ def test_who_may_see_the_password(server):
         ("https://peps.cnes.fr", "http://peps.cnes.fr/a?b=c", "https://peps.cnes.fr/a?b=c"),
         ("https://peps.cnes.fr", "http://PEPS.cnes.fr/a", "https://PEPS.cnes.fr/a"),
         ("https://peps.cnes.fr", "http://peps.cnes.fr:8081/a", "http://peps.cnes.fr:8081/a"),
+        ("https://peps.cnes.fr", "http://peps.cnes.fr:80/a", "http://peps.cnes.fr:80/a"),
         ("https://peps.cnes.fr", "http://peps-vizo.cnes.fr/a", "http://peps-vizo.cnes.fr/a"),
         ("http://peps.cnes.fr", "http://peps.cnes.fr/a", "http://peps.cnes.fr/a"),
     ],
@@ -539,7 +514,6 @@ def test_plain_addresses_of_the_own_host_become_https(server, url, expected):
      ("logs.log/a.log", "logs.log/a.stat"), ("catalog", "catalog.stat"), ("31TCJ.log.1", "31TCJ.log.1.stat")],
 )  # fmt: skip
 def test_sibling_of_a_log(log, expected):
-    """Only the suffix is changed, never a `log` elsewhere in the path."""
     assert common.beside(Path(log), ".stat") == Path(expected)
 
 
@@ -627,6 +601,7 @@ TILES = ["31TC", "31TCJX", "1TCJ", "00TCJ", "61TCJ", "31BCJ", "31YCJ", "31ICJ", 
          "31TCO", "31TCW", "TT31TCJ", "31TCJ\n", "31 TCJ", "", "\u0663\u0661TCJ", "31Tß", "31TCJ;tileid=1"]  # fmt: skip
 DATES = ["2017-13-01", "2017-02-29", "2017-7-1", "20170701", "01-07-2017", "tomorrow", "", "2017-07-01T00:00",
          "\u0662\u0660\u0661\u0667-07-01", "2017-W26-6", "0000-01-01", " 2017-07-01"]  # fmt: skip
+ORBITS = ["0", "-1", "x", "", "nan", "5_1", "144", "51.5", "1e1"]
 SERVERS = [
     "peps.cnes.fr/secret", "ftp://peps.cnes.fr/secret", "file:///secret", "https://", "https://me:secret@peps.cnes.fr",
     "https://secret@peps.cnes.fr", "https://peps.cnes.fr?key=secret", "https://peps.cnes.fr/#secret",
@@ -639,7 +614,7 @@ SERVERS = [
     ("kind", "text"),
     [
         *((common.as_tile, text) for text in TILES), *((common.as_date, text) for text in DATES),
-        *((common.server_url, text) for text in SERVERS),
+        *((common.server_url, text) for text in SERVERS), *((common.as_orbit, text) for text in ORBITS),
         *((as_moment, text) for text in [*DATES, "2017-11-01T24:00:00", "2017-11-01T10:00", "2017-11-01 10:00:00"]),
     ],
 )  # fmt: skip
