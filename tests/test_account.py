@@ -463,14 +463,10 @@ def test_an_https_server_does_not_share_its_account_with_loopback(run, internet)
     internet.require_no_leak()
 
 
-@pytest.mark.parametrize(
-    ("password", "ending"),
-    [
-        ("x y", "\n"), ("blanks  within\tit", "  \n"), ("trailing", " \t\r\n"), ("tab\tin it", "\n"), (":a:b:", "\n"),
-        ("päß€😀", "\r\n"), ("\"'\\`$(id)", "\nnot this\n"), ("%41+&=#", ""), ("\u00a0\u2028x", "\n"),
-    ],
-    ids=ascii,
-)  # fmt: skip
+@pytest.mark.parametrize(("password", "ending"), [
+    ("x y", "\n"), ("blanks  within\tit", "  \n"), ("trailing", " \t\r\n"), ("tab\tin it", "\n"), (":a:b:", "\n"),
+    ("päß€😀", "\r\n"), ("\"'\\`$(id)", "\nnot this\n"), ("%41+&=#", ""), ("\u00a0\u2028x", "\n"),
+], ids=ascii)  # fmt: skip
 def test_any_password_arrives(password, ending, run, internet, account):
     account.write_bytes(f"{EMAIL} {password}{ending}".encode())
     internet.show(SEARCH, '{"type": "FeatureCollection", "features": []}')
@@ -524,15 +520,11 @@ def test_runs_that_go_well_are_silent(launch, peps, folder):
     assert (folder / "list.txt").read_text("utf-8")
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (status(401), "401"), (status(403), "403"), (status(404), "404"), (status(503), "503"),
-        (status(302, {"Location": "/resto/wps"}), "redirect"), (status(302, {"Location": "http://[::1"}), "127.0.0.1"),
-        (status(200, body=b"<html></html>"), "html"), (status(200, body=b"<!DOCTYPE x><x/>"), "DTD"),
-    ],
-    ids=["401", "403", "404", "503", "circle", "bad redirect", "page", "DTD"],
-)  # fmt: skip
+@pytest.mark.parametrize(("fault", "words"), [
+    (status(401), "401"), (status(403), "403"), (status(404), "404"), (status(503), "503"),
+    (status(302, {"Location": "/resto/wps"}), "redirect"), (status(302, {"Location": "http://[::1"}), "127.0.0.1"),
+    (status(200, body=b"<html></html>"), "html"), (status(200, body=b"<!DOCTYPE x><x/>"), "DTD"),
+], ids=["401", "403", "404", "503", "circle", "bad redirect", "page", "DTD"])  # fmt: skip
 def test_orders_that_fail_are_silent(fault, words, launch, peps, folder):
     peps.always.append(("/resto/wps", fault))
     require_silence(launch("full_maja_process", *ORDER), folder, words)
@@ -605,16 +597,12 @@ def test_a_service_that_quotes_the_password_does_not_make_it_public(password, fo
     assert shown.count("***") >= 2
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "must hold"), (b"\n\n", "must hold"), (b"very-secret@example.org\n", "must hold"),
-        (b"very-secret@example.org \n", "must hold"), (b" very-secret\n", "must hold"),
-        (b"me@example.org\nvery-secret\n", "must hold"), (b"me@example.org very-secr\xe9t\n", "UTF-8"),
-        ("me@example.org very-secret\n".encode("utf-16"), "UTF-8"),
-    ],
-    ids=["empty", "blank lines", "one word", "no password", "no e-mail", "two lines", "Latin-1", "UTF-16"],
-)  # fmt: skip
+@pytest.mark.parametrize(("content", "words"), [
+    (b"", "must hold"), (b"\n\n", "must hold"), (b"very-secret@example.org\n", "must hold"),
+    (b"very-secret@example.org \n", "must hold"), (b" very-secret\n", "must hold"),
+    (b"me@example.org\nvery-secret\n", "must hold"), (b"me@example.org very-secr\xe9t\n", "UTF-8"),
+    ("me@example.org very-secret\n".encode("utf-16"), "UTF-8"),
+], ids=["empty", "blank lines", "one word", "no password", "no e-mail", "two lines", "Latin-1", "UTF-16"])  # fmt: skip
 @pytest.mark.parametrize("script", ["full_maja_process", "peps_maja_download"])
 def test_an_account_file_that_is_none_is_not_quoted(content, words, script, run, peps, account, folder):
     (folder / "list.txt").write_text("product\n")

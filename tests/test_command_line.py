@@ -79,14 +79,10 @@ def test_help_names_every_option(run, script):
 
 
 @every_script
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["-h"], 0), (["--version"], 0), ([], 2), (["--no_such_option"], 2), (["--server", "x"], 2),
-        (["-a", "no/file"], 2),
-    ],
-    ids=["help", "version", "no argument", "unknown option", "bad value", "bad account file"],
-)  # fmt: skip
+@pytest.mark.parametrize(("argv", "expected"), [
+    (["-h"], 0), (["--version"], 0), ([], 2), (["--no_such_option"], 2), (["--server", "x"], 2),
+    (["-a", "no/file"], 2),
+], ids=["help", "version", "no argument", "unknown option", "bad value", "bad account file"])  # fmt: skip
 def test_network_library_is_not_loaded_in_vain(script, argv, expected):
     """The help and a slip answer at once: requests comes in when the command line is known to be good."""
     more = GOOD[script] if "-a" in argv else ()
@@ -159,11 +155,10 @@ def test_windows_is_accepted_and_does_nothing(run):
     assert plain == run("peps_maja_process", "--windows", *GOOD["peps_maja_process"], "-n")
 
 
-@pytest.mark.parametrize(
-    ("script", "option"),
-    [*(("full_maja_process", option) for option in ("-t", "-d", "-e")), ("peps_maja_process", "-d"),
-     ("peps_maja_process", "-p")],
-)  # fmt: skip
+@pytest.mark.parametrize(("script", "option"), [
+    *(("full_maja_process", option) for option in ("-t", "-d", "-e")), ("peps_maja_process", "-d"),
+    ("peps_maja_process", "-p"),
+])  # fmt: skip
 def test_required_options(refused, script, option):
     argv = list(GOOD[script])
     at = argv.index(option)
@@ -171,12 +166,10 @@ def test_required_options(refused, script, option):
 
 
 @both_processes
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"t": "31TC"}, "tile"), ({"d": "2017-7-1"}, "YYYY-MM-DD"), ({"d": "2017-06-31"}, "no such day"),
-     ({"d": "2999-01-01"}, "future")],
-    ids=["tile", "form of a date", "day", "future"],
-)  # fmt: skip
+@pytest.mark.parametrize(("options", "words"), [
+    ({"t": "31TC"}, "tile"), ({"d": "2017-7-1"}, "YYYY-MM-DD"), ({"d": "2017-06-31"}, "no such day"),
+    ({"d": "2999-01-01"}, "future"),
+], ids=["tile", "form of a date", "day", "future"])  # fmt: skip
 def test_slips_are_seen_before_anything_is_sent(refused, script, options, words):
     refused(script, *changed(script, **options), words=words)
 
@@ -215,21 +208,17 @@ def words(options):
     return [word for pair in options.items() for word in pair]
 
 
-@pytest.mark.parametrize(
-    "area",
-    [
-        [], ["-t", "31TCJ", "-l", "Toulouse"], ["-l", "Toulouse", "--lat", "43", "--lon", "1"],
-        ["--lat", "43", "--lon", "1", *words(BOX)], ["-t", "31TCJ", "--lon", "0"], ["--lat", "43"], ["--lon", "0"],
-        *(words({**BOX, name: value})
-          for name, value in (("--latmin", "44"), ("--latmin", "45"), ("--lonmin", "2"), ("--latmin", "-90.1"),
-                              ("--latmax", "90.1"), ("--lonmin", "-180.1"), ("--lonmax", "180.1"))),
-        *(words({key: value for key, value in BOX.items() if key != name}) for name in BOX),
-        *(["--lat", value, "--lon", "1"] for value in ("90.01", "-90.01", "nan", "inf", "43,5", "", "N43", "4_3")),
-        *(["--lat", "43", "--lon", value] for value in ("180.01", "-180.01", "nan", "-inf", "1°")),
-        ["-l", ""], ["-l", " \t"], ["-l", "\udcff"],
-    ],
-    ids=" ".join,
-)  # fmt: skip
+@pytest.mark.parametrize("area", [
+    [], ["-t", "31TCJ", "-l", "Toulouse"], ["-l", "Toulouse", "--lat", "43", "--lon", "1"],
+    ["--lat", "43", "--lon", "1", *words(BOX)], ["-t", "31TCJ", "--lon", "0"], ["--lat", "43"], ["--lon", "0"],
+    *(words({**BOX, name: value})
+      for name, value in (("--latmin", "44"), ("--latmin", "45"), ("--lonmin", "2"), ("--latmin", "-90.1"),
+                          ("--latmax", "90.1"), ("--lonmin", "-180.1"), ("--lonmax", "180.1"))),
+    *(words({key: value for key, value in BOX.items() if key != name}) for name in BOX),
+    *(["--lat", value, "--lon", "1"] for value in ("90.01", "-90.01", "nan", "inf", "43,5", "", "N43", "4_3")),
+    *(["--lat", "43", "--lon", value] for value in ("180.01", "-180.01", "nan", "-inf", "1°")),
+    ["-l", ""], ["-l", " \t"], ["-l", "\udcff"],
+], ids=" ".join)  # fmt: skip
 def test_bad_area(refused, area):
     refused("peps_maja_process", *area, *NOVEMBER)
 
@@ -312,26 +301,21 @@ def test_log_or_list_that_is_no_plain_file(refused, script, path):
     assert not os.path.isfile("/dev/null")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"", b"\n \n", b"../../etc/passwd\n", b"/etc/passwd\n", b"good\n.hidden\n", b"\xff\xfe\x00",
-        b"PK\x03\x04\x00\x1b",
-    ],
-    ids=["empty", "blank lines", "path up", "path", "hidden", "no text", "zip"],
-)  # fmt: skip
+@pytest.mark.parametrize("content", [
+    b"", b"\n \n", b"../../etc/passwd\n", b"/etc/passwd\n", b"good\n.hidden\n", b"\xff\xfe\x00",
+    b"PK\x03\x04\x00\x1b",
+], ids=["empty", "blank lines", "path up", "path", "hidden", "no text", "zip"])  # fmt: skip
 def test_bad_product_list(refused, folder, content):
     (folder / "list.txt").write_bytes(content)
     line = refused("peps_maja_download", "-p", "list.txt", words="list.txt")
     assert "hidden" not in content.decode("latin-1") or "'.hidden' is no product's name" in line
 
 
-@pytest.mark.parametrize(
-    ("script", "files"),
-    [*(("full_maja_process", f"{files} --force") for files in
-       ("-l peps.txt", "-l x.log --json x.json", "--json ./Full_Maja.log")),
-     ("peps_maja_process", "-p peps.txt"), ("peps_maja_process", "--json list.txt")],
-)  # fmt: skip
+@pytest.mark.parametrize(("script", "files"), [
+    *(("full_maja_process", f"{files} --force") for files in
+    ("-l peps.txt", "-l x.log --json x.json", "--json ./Full_Maja.log")),
+    ("peps_maja_process", "-p peps.txt"), ("peps_maja_process", "--json list.txt"),
+])  # fmt: skip
 def test_no_file_takes_anothers_place(refused, account, script, files, peps):
     refused(script, *GOOD[script], *files.split(), words="another name")
     assert account.read_text("utf-8") == f"{peps.account}\n"

@@ -112,12 +112,10 @@ def make_loop(path: Path):
     path.symlink_to(path.name)
 
 
-@pytest.mark.parametrize(
-    ("make", "suffix"),
-    [(Path.mkdir, ""), (Path.mkdir, ".part"), (os.mkfifo, ""), (os.mkfifo, ".part"), (make_link, ".part"),
-     (make_loop, ""), (make_loop, ".part")],
-    ids=["folder", "folder as .part", "pipe", "pipe as .part", "link as .part", "loop", "loop as .part"],
-)  # fmt: skip
+@pytest.mark.parametrize(("make", "suffix"), [
+    (Path.mkdir, ""), (Path.mkdir, ".part"), (os.mkfifo, ""), (os.mkfifo, ".part"), (make_link, ".part"),
+    (make_loop, ""), (make_loop, ".part"),
+], ids=["folder", "folder as .part", "pipe", "pipe as .part", "link as .part", "loop", "loop as .part"])  # fmt: skip
 def test_what_is_no_plain_file_fails_that_product_alone(make, suffix, run, job, victim):
     """It is neither waited for nor written through nor removed."""
     Path("precious").write_bytes(b"precious")

@@ -336,16 +336,12 @@ def test_an_error_bears_its_own_code(run, make_job):
     assert "400" not in only_line(run("full_maja_download", *job.argv, status=75), "500", "database away")
 
 
-@pytest.mark.parametrize(
-    ("fault", "ends", "words", "most"),
-    [
-        (status(401), 1, ("12 products", "refused the account (401)"), 4),
-        (status(503), 75, ("12 products", "answers 503, tried 5 times", "later"), 5 * 8),
-        (cut(None), 75, ("12 products", "gives no answer", "tried 5 times", "later"), 5 * 8),
-        (cut(0), 75, ("12 products", "breaks off at 0 B"), 10**6),
-    ],
-    ids=["account", "503", "no answer", "breaks off"],
-)
+@pytest.mark.parametrize(("fault", "ends", "words", "most"), [
+    (status(401), 1, ("12 products", "refused the account (401)"), 4),
+    (status(503), 75, ("12 products", "answers 503, tried 5 times", "later"), 5 * 8),
+    (cut(None), 75, ("12 products", "gives no answer", "tried 5 times", "later"), 5 * 8),
+    (cut(0), 75, ("12 products", "breaks off at 0 B"), 10**6),
+], ids=["account", "503", "no answer", "breaks off"])  # fmt: skip
 def test_one_reason_is_one_line_for_all_products(run, make_job, fault, ends, words, most):
     job = make_job(count=12)
     job.hit(for_gets(fault, for_ever=True), "/maja/")
@@ -366,14 +362,11 @@ def naps(monkeypatch) -> list[float]:
 
 
 @pytest.mark.parametrize("code", [429, 503])
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        ("0", []), ("7", [7]), ("119", [119]), ("121", None), ("3600", None), ("9" * 30, None), ("in an hour", None),
-        ("9" * 5000, []), ("Thu, 01 Jan 1970 00:00:00 GMT", []), ("soon", []), ("-5", []), ("1.5", []), ("", []),
-        ("Mon, 99 Foo 99999 99:99:99 GMT", []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("header", "expected"), [
+    ("0", []), ("7", [7]), ("119", [119]), ("121", None), ("3600", None), ("9" * 30, None), ("in an hour", None),
+    ("9" * 5000, []), ("Thu, 01 Jan 1970 00:00:00 GMT", []), ("soon", []), ("-5", []), ("1.5", []), ("", []),
+    ("Mon, 99 Foo 99999 99:99:99 GMT", []),
+])  # fmt: skip
 @pytest.mark.parametrize("text", [VICTIM, "/r.json"], ids=["product", "report"])
 def test_retry_after_is_kept_as_long_as_patience_lasts(code, header, expected, text, run, make_job, naps):
     job = make_job()
@@ -557,15 +550,11 @@ def test_a_hostile_document_ends_one_job_alone(place, name, run, make_job):
 BASE = "{url}/cgi-bin/mapcache_results/maja/job/"
 
 
-@pytest.mark.parametrize(
-    "result",
-    [
-        BASE + "..%2fescaped.zip", BASE + "%2ftmp%2fescaped.zip", BASE + "escaped%0a.zip",
-        BASE + "x" * 100_000 + ".zip", "file:///etc/escaped.zip", "/etc/escaped.zip",
-        "http://127.0.0.1:99999/escaped.zip", "", 5, 1e400, True, {"url": 7},
-    ],
-    ids=lambda value: f"{str(value).replace(BASE, '')[:30]} of {len(str(value))}",
-)  # fmt: skip
+@pytest.mark.parametrize("result", [
+    BASE + "..%2fescaped.zip", BASE + "%2ftmp%2fescaped.zip", BASE + "escaped%0a.zip",
+    BASE + "x" * 100_000 + ".zip", "file:///etc/escaped.zip", "/etc/escaped.zip",
+    "http://127.0.0.1:99999/escaped.zip", "", 5, 1e400, True, {"url": 7},
+], ids=lambda value: f"{str(value).replace(BASE, '')[:30]} of {len(str(value))}")  # fmt: skip
 def test_a_hostile_result_is_refused_and_the_others_come(result, run, make_job, peps):
     """The table of names is that of the pure function; here are some of each kind."""
     job = make_job()

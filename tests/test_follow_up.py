@@ -286,14 +286,10 @@ def test_report_speaks_for_its_own_job_alone(run, peps, how):
 
 
 # ---- several jobs in one command
-@pytest.mark.parametrize(
-    ("logs", "expected"),
-    [
-        (["done.log", "waiting.log"], 75), (["waiting.log", "failed.log", "done.log"], 1), (["done.log", "bad.log"], 2),
-        (["bad.log", "failed.log"], 1), (["waiting.log", "bad.log", "done.log"], 2),
-    ],
-    ids=["75 over 0", "1 over 75", "2 over 0", "1 over 2", "2 over 75"],
-)  # fmt: skip
+@pytest.mark.parametrize(("logs", "expected"), [
+    (["done.log", "waiting.log"], 75), (["waiting.log", "failed.log", "done.log"], 1), (["done.log", "bad.log"], 2),
+    (["bad.log", "failed.log"], 1), (["waiting.log", "bad.log", "done.log"], 2),
+], ids=["75 over 0", "1 over 75", "2 over 0", "1 over 2", "2 over 75"])  # fmt: skip
 def test_several_logs_each_to_its_end(run, peps, logs, expected):
     peps.ends["30TYP"] = ("ERROR", "tape robot on fire")
     order(run, "done.log")
@@ -340,15 +336,11 @@ def test_sixty_jobs_are_asked_side_by_side(run, peps, folder):
     assert last(result) == "60 jobs waiting."
 
 
-@pytest.mark.parametrize(
-    ("fault", "ends", "words", "most"),
-    [
-        (status(401), 1, ("62 jobs", "refused the account (401)", "peps.txt"), 16),
-        (status(503), 75, ("62 jobs", "answers 503, tried 5 times", "127.0.0.1:", "run this again later"), 5 * 20),
-        (cut(None), 75, ("62 jobs", "gives no answer", "tried 5 times", "run this again later"), 5 * 20),
-    ],
-    ids=["wrong password", "503", "no answer"],
-)
+@pytest.mark.parametrize(("fault", "ends", "words", "most"), [
+    (status(401), 1, ("62 jobs", "refused the account (401)", "peps.txt"), 16),
+    (status(503), 75, ("62 jobs", "answers 503, tried 5 times", "127.0.0.1:", "run this again later"), 5 * 20),
+    (cut(None), 75, ("62 jobs", "gives no answer", "tried 5 times", "run this again later"), 5 * 20),
+], ids=["wrong password", "503", "no answer"])  # fmt: skip
 def test_one_reason_is_one_line(run, peps, folder, fault, ends, words, most):
     for number in range(62):
         (folder / f"{number}.log").write_bytes(answer(f"{peps.url}{OUTPUTS}{number}.xml"))

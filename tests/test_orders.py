@@ -88,15 +88,11 @@ def test_documented_order_works_as_written(finish, peps, more, query):
     assert "full_maja_download.py -a peps.txt -l 31TCJ_20170101.log" in following
 
 
-@pytest.mark.parametrize(
-    ("line", "area", "found"),
-    [
-        ("-l Toulouse -a peps.txt -d 2017-11-01 -f 2017-12-01", "q=Toulouse", BOTH_ORBITS),
-        ("--lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01", "lat=43.500000&lon=1.000000", BOTH_ORBITS),
-        ("2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51", "lat=43.500000&lon=1.000000", ORBIT_51),
-    ],
-    ids=["town", "point", "stray 2"],
-)
+@pytest.mark.parametrize(("line", "area", "found"), [
+    ("-l Toulouse -a peps.txt -d 2017-11-01 -f 2017-12-01", "q=Toulouse", BOTH_ORBITS),
+    ("--lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01", "lat=43.500000&lon=1.000000", BOTH_ORBITS),
+    ("2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51", "lat=43.500000&lon=1.000000", ORBIT_51),
+], ids=["town", "point", "stray 2"])  # fmt: skip
 def test_documented_line_searches_asks_and_orders(terminal, peps, line, area, found):
     """A documented line, typed at a terminal: one search, a question above ten products, one job a product."""
     shown = terminal("peps_maja_process", *line.split(), "-p", "prod_list_toulouse.txt", answer=b"yes\n")
@@ -132,15 +128,11 @@ def test_area_on_the_wire(run, peps, area):
     assert peps.journal[0].query.partition("&startDate")[0] == AREAS[area]
 
 
-@pytest.mark.parametrize(
-    ("dates", "query"),
-    [
-        (("-d", "2017-11-01"), "startDate=2017-11-01&completionDate=9999-01-01"),
-        (("-d", "2017-11-01T10:00:00", "-f", "2017-11-01T11:00:00"),
-         "startDate=2017-11-01T10:00:00&completionDate=2017-11-01T11:00:00"),
-    ],
-    ids=["open end", "with times"],
-)  # fmt: skip
+@pytest.mark.parametrize(("dates", "query"), [
+    (("-d", "2017-11-01"), "startDate=2017-11-01&completionDate=9999-01-01"),
+    (("-d", "2017-11-01T10:00:00", "-f", "2017-11-01T11:00:00"),
+     "startDate=2017-11-01T10:00:00&completionDate=2017-11-01T11:00:00"),
+], ids=["open end", "with times"])  # fmt: skip
 def test_dates_on_the_wire(run, peps, dates, query):
     run("peps_maja_process", "-t", "31TCJ", *dates, "-p", "list.txt", "-n", status=None)
     assert f"&{query}&" in peps.journal[0].query
@@ -844,17 +836,14 @@ def test_storage_is_shown_before_the_order(run, peps):
     assert lines[:4] == [f"{seen.l1c}  ({mode})" for seen, mode in zip(ORBIT_51, modes)]
 
 
-@pytest.mark.parametrize(
-    ("fault", "ends", "words"),
-    [
-        (error(400, 200, "Bad collection"), 1, ("Bad collection",)),
-        (error(400, 400, "Bad collection"), 1, ("Bad collection",)),
-        (error(404, 404, "Bad collection"), 1, ("Bad collection", "--server")),
-        (status(401), 1, ("401", "peps.txt")),
-        (status(503), 75, ("503", "127.0.0.1:", "tried 5 times", "later")),
-        *((status(200, body=body), 75, ("later",)) for body in (b"<html>busy</html>", b"", b"[]", b'{"features": ['))
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("fault", "ends", "words"), [
+    (error(400, 200, "Bad collection"), 1, ("Bad collection",)),
+    (error(400, 400, "Bad collection"), 1, ("Bad collection",)),
+    (error(404, 404, "Bad collection"), 1, ("Bad collection", "--server")),
+    (status(401), 1, ("401", "peps.txt")),
+    (status(503), 75, ("503", "127.0.0.1:", "tried 5 times", "later")),
+    *((status(200, body=body), 75, ("later",)) for body in (b"<html>busy</html>", b"", b"[]", b'{"features": ['))
+])  # fmt: skip
 def test_search_that_fails(run, peps, fault, ends, words):
     """The service's own words are told, with host and port; something else than an answer is not "nothing found"."""
     peps.always.append((SEARCH, fault))

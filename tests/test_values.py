@@ -161,16 +161,13 @@ def test_what_is_no_wps_answer(name):
         assert refused.value.status == (Status.NOT_YET if name in UNREADABLE else Status.FAILED)
 
 
-@pytest.mark.parametrize(
-    ("location", "job_id"),
-    [
-        ("http://a.org/pywps-15.xml", "15"),
-        ("http://a.org/15.xml", "15"),
-        (f"https://a.org:81/wps/{UUID}.xml?x=1.5&id=3#2", UUID),
-        ("http://a.org/outputs/pywps-15", "15"),
-        ("http://a.org/a.b.xml", "a.b"),
-    ],
-)
+@pytest.mark.parametrize(("location", "job_id"), [
+    ("http://a.org/pywps-15.xml", "15"),
+    ("http://a.org/15.xml", "15"),
+    (f"https://a.org:81/wps/{UUID}.xml?x=1.5&id=3#2", UUID),
+    ("http://a.org/outputs/pywps-15", "15"),
+    ("http://a.org/a.b.xml", "a.b"),
+])  # fmt: skip
 def test_job_id_is_the_stem_of_the_status_document(location, job_id):
     """PyWPS 3 puts `pywps-` before it; neither query nor fragment belongs to it."""
     assert parse_wps(answer(location)).job_id == job_id
@@ -213,15 +210,11 @@ def test_progress(value, expected):
     assert parse_report(report(job_status="STALLED", process=value)).words == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "count", "lost"),
-    [
-        (2, 2, ()), (0, 0, ()), ("2", 2, ()), (" 2 ", 2, ()), ("", 0, ()), (2.0, 2, ()), (-1, 0, ()), (None, 0, ()),
-        ([], 0, ()), (["a", "b"], 2, ("a", "b")), ({"2017-07-04": "a"}, 1, ("a",)), ("1e999", 10**6, ()),
-        ("9" * 5000, 10**6, ()),
-    ],
-    ids=lambda value: repr(value)[:20],
-)  # fmt: skip
+@pytest.mark.parametrize(("value", "count", "lost"), [
+    (2, 2, ()), (0, 0, ()), ("2", 2, ()), (" 2 ", 2, ()), ("", 0, ()), (2.0, 2, ()), (-1, 0, ()), (None, 0, ()),
+    ([], 0, ()), (["a", "b"], 2, ("a", "b")), ({"2017-07-04": "a"}, 1, ("a",)), ("1e999", 10**6, ()),
+    ("9" * 5000, 10**6, ()),
+], ids=lambda value: repr(value)[:20])  # fmt: skip
 def test_unprocessed(value, count, lost):
     found = parse_report(report(job_status="FINISHED", unprocessed=value))
     assert (found.unprocessed, found.lost) == (count, lost)
@@ -272,15 +265,11 @@ def test_a_report_of_endless_results_is_refused():
         parse_report(report(job_status="FINISHED", results=results))
 
 
-@pytest.mark.parametrize(
-    ("properties", "more"),
-    [
-        ({"links": [{"rel": "self"}, {"rel": "next", "href": "x"}]}, True), ({"links": [{"rel": "self"}]}, False),
-        ({"links": []}, False), ({"links": [None, "next", {"rel": None}]}, False), ({"links": None}, False),
-        ({}, False), (None, False),
-    ],
-    ids=repr,
-)  # fmt: skip
+@pytest.mark.parametrize(("properties", "more"), [
+    ({"links": [{"rel": "self"}, {"rel": "next", "href": "x"}]}, True), ({"links": [{"rel": "self"}]}, False),
+    ({"links": []}, False), ({"links": [None, "next", {"rel": None}]}, False), ({"links": None}, False),
+    ({}, False), (None, False),
+], ids=repr)  # fmt: skip
 def test_page_tells_whether_there_is_more(properties, more):
     """A link `next` says so, and only a list of links without it says no."""
     document = {"properties": properties, "features": [{}]}
@@ -330,17 +319,13 @@ def test_acquisition_of_a_name(name, tile, start, expected):
     assert found == (expected and common.Acquisition(*expected[:2], datetime.strptime(expected[2], "%Y%m%dT%H%M%S")))
 
 
-@pytest.mark.parametrize(
-    ("l1c", "l2a", "paired"),
-    [
-        (L1C_NAME, "2A_20170704-105605-456", True), (L1C_NAME, "2A_20170704-110121-456", True),
-        ("S2A_MSIL1C_20190816T235251_N0208_R130_T31TCJ_20190817T010500", "2A_20190817-000012-000", True),
-        (L1C_NAME, "2A_20170704-115622-000", False), (L1C_NAME, "2B_20170704-105605-456", False),
-        (L1C_NAME.replace("T31TCJ", "T31TDH"), "2A_20170704-105605-456", False),
-        (L1C_NAME.replace("20170704", "20170705"), "2A_20170704-105605-456", False),
-    ],
-    ids=["seconds", "minutes", "over midnight", "more than an hour", "platform", "tile", "day"],
-)  # fmt: skip
+@pytest.mark.parametrize(("l1c", "l2a", "paired"), [
+    (L1C_NAME, "2A_20170704-105605-456", True), (L1C_NAME, "2A_20170704-110121-456", True),
+    ("S2A_MSIL1C_20190816T235251_N0208_R130_T31TCJ_20190817T010500", "2A_20190817-000012-000", True),
+    (L1C_NAME, "2A_20170704-115622-000", False), (L1C_NAME, "2B_20170704-105605-456", False),
+    (L1C_NAME.replace("T31TCJ", "T31TDH"), "2A_20170704-105605-456", False),
+    (L1C_NAME.replace("20170704", "20170705"), "2A_20170704-105605-456", False),
+], ids=["seconds", "minutes", "over midnight", "more than an hour", "platform", "tile", "day"])  # fmt: skip
 @pytest.mark.parametrize("form", ["D_V1-4.zip", "C_V1-0_NOVALD.zip", "D_NOVALD_V4-0.zip"])
 def test_pairs_of_an_acquisition(l1c, l2a, paired, form):
     """Of one acquisition are a product and a cloudy entry whose times are an hour apart at most."""
@@ -349,14 +334,11 @@ def test_pairs_of_an_acquisition(l1c, l2a, paired, form):
     assert found == ([] if paired else [listed])
 
 
-@pytest.mark.parametrize(
-    ("url", "name"),
-    [
-        (ZIP, ZIP.rpartition("/")[2]), ("http://a.org/x%20y.zip", "x y.zip"),
-        ("http://a.org/x.zip?token=1/2.zip#3", "x.zip"), ("http://a.org/a/b/%C3%A9.zip", "é.zip"),
-        ("http://a.org/report.json", "report.json"), ("http://a.org/x.tgz", "x.tgz"), ("http://a.org/x.exe", "x.exe"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("url", "name"), [
+    (ZIP, ZIP.rpartition("/")[2]), ("http://a.org/x%20y.zip", "x y.zip"),
+    ("http://a.org/x.zip?token=1/2.zip#3", "x.zip"), ("http://a.org/a/b/%C3%A9.zip", "é.zip"),
+    ("http://a.org/report.json", "report.json"), ("http://a.org/x.tgz", "x.tgz"), ("http://a.org/x.exe", "x.exe"),
+])  # fmt: skip
 def test_name_of_a_result(url, name):
     assert product_name(url) == name
 
@@ -492,27 +474,23 @@ def test_who_may_see_the_password(server):
     assert [url for url in [*ours, *others] if common.may_carry_password(url, server)] == ours
 
 
-@pytest.mark.parametrize(
-    ("server", "url", "expected"),
-    [
-        ("https://peps.cnes.fr", "http://peps.cnes.fr/a?b=c", "https://peps.cnes.fr/a?b=c"),
-        ("https://peps.cnes.fr", "http://PEPS.cnes.fr/a", "https://PEPS.cnes.fr/a"),
-        ("https://peps.cnes.fr", "http://peps.cnes.fr:8081/a", "http://peps.cnes.fr:8081/a"),
-        ("https://peps.cnes.fr", "http://peps.cnes.fr:80/a", "http://peps.cnes.fr:80/a"),
-        ("https://peps.cnes.fr", "http://peps-vizo.cnes.fr/a", "http://peps-vizo.cnes.fr/a"),
-        ("http://peps.cnes.fr", "http://peps.cnes.fr/a", "http://peps.cnes.fr/a"),
-    ],
-)
+@pytest.mark.parametrize(("server", "url", "expected"), [
+    ("https://peps.cnes.fr", "http://peps.cnes.fr/a?b=c", "https://peps.cnes.fr/a?b=c"),
+    ("https://peps.cnes.fr", "http://PEPS.cnes.fr/a", "https://PEPS.cnes.fr/a"),
+    ("https://peps.cnes.fr", "http://peps.cnes.fr:8081/a", "http://peps.cnes.fr:8081/a"),
+    ("https://peps.cnes.fr", "http://peps.cnes.fr:80/a", "http://peps.cnes.fr:80/a"),
+    ("https://peps.cnes.fr", "http://peps-vizo.cnes.fr/a", "http://peps-vizo.cnes.fr/a"),
+    ("http://peps.cnes.fr", "http://peps.cnes.fr/a", "http://peps.cnes.fr/a"),
+])  # fmt: skip
 def test_plain_addresses_of_the_own_host_become_https(server, url, expected):
     """Without a port and where the server has https; any other address stays as it is."""
     assert common.prefer_https(url, server) == expected
 
 
-@pytest.mark.parametrize(
-    ("log", "expected"),
-    [("a.log", "a.stat"), ("a", "a.stat"), ("a.txt", "a.txt.stat"), ("a.log.log", "a.log.stat"),
-     ("logs.log/a.log", "logs.log/a.stat"), ("catalog", "catalog.stat"), ("31TCJ.log.1", "31TCJ.log.1.stat")],
-)  # fmt: skip
+@pytest.mark.parametrize(("log", "expected"), [
+    ("a.log", "a.stat"), ("a", "a.stat"), ("a.txt", "a.txt.stat"), ("a.log.log", "a.log.stat"),
+    ("logs.log/a.log", "logs.log/a.stat"), ("catalog", "catalog.stat"), ("31TCJ.log.1", "31TCJ.log.1.stat"),
+])  # fmt: skip
 def test_sibling_of_a_log(log, expected):
     assert common.beside(Path(log), ".stat") == Path(expected)
 
@@ -570,11 +548,10 @@ def test_clean_text_is_one_printable_line(text, limit):
     assert len(cleaned) <= limit
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"),
-     (512_300_000, "512.3 MB"), (1.6e9, "1.6 GB"), (5e12, "5000.0 GB")],
-)  # fmt: skip
+@pytest.mark.parametrize(("size", "expected"), [
+    (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"),
+    (512_300_000, "512.3 MB"), (1.6e9, "1.6 GB"), (5e12, "5000.0 GB"),
+])  # fmt: skip
 def test_human_sizes(size, expected):
     assert common.human(size) == expected
 
@@ -610,14 +587,11 @@ SERVERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        *((common.as_tile, text) for text in TILES), *((common.as_date, text) for text in DATES),
-        *((common.server_url, text) for text in SERVERS), *((common.as_orbit, text) for text in ORBITS),
-        *((as_moment, text) for text in [*DATES, "2017-11-01T24:00:00", "2017-11-01T10:00", "2017-11-01 10:00:00"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "text"), [
+    *((common.as_tile, text) for text in TILES), *((common.as_date, text) for text in DATES),
+    *((common.server_url, text) for text in SERVERS), *((common.as_orbit, text) for text in ORBITS),
+    *((as_moment, text) for text in [*DATES, "2017-11-01T24:00:00", "2017-11-01T10:00", "2017-11-01 10:00:00"]),
+])  # fmt: skip
 def test_values_that_are_refused(kind, text):
     """What is no tile, date or server is refused; a server's text is not repeated, as it may hold a password."""
     with pytest.raises(ArgumentTypeError) as refused:
