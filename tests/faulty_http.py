@@ -1,6 +1,6 @@
 """The sockets of the local PEPS, and the faults that can be put on them.
 
-A fault is called with the Handler of a request, and returns whether it has answered that request itself.
+A fault is called with the Handler of a request, and returns something true if it has answered that request itself.
 """
 
 from __future__ import annotations
@@ -42,12 +42,7 @@ def cut(after):
 
 def reset(after):
     """The same as `cut`, but the connection is reset."""
-
-    def fault(handler):
-        handler.reset = True
-        return cut(after)(handler)
-
-    return fault
+    return lambda handler: setattr(handler, "reset", True) or cut(after)(handler)
 
 
 def hold(event, after=0):
@@ -61,7 +56,6 @@ def hold(event, after=0):
             handler.peps.wait_held(event)
         else:
             handler.hold = (event, after)
-        return False
 
     return fault
 
@@ -74,13 +68,11 @@ def stall(after=None):
 def no_range(handler):
     """Send all, whatever range was asked for."""
     handler.no_range = True
-    return False
 
 
 def without_length(handler):
     """Leave out the Content-Length; the body ends where the connection does."""
     handler.no_length = True
-    return False
 
 
 def raw(content):
@@ -150,7 +142,6 @@ class Request(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Path and query."""
         return f"{self.path}?{self.query}" if self.query else self.path
 
 
@@ -218,7 +209,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return True
 
     def do_GET(self):
-        """Answer a request, unless a fault does."""
         try:
             if not any(fault(self) for fault in self.peps.faults_for(self.record)):
                 self.peps.route(self)
@@ -262,7 +252,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.break_off()
 
     def make_head(self, code, headers, length) -> bytes:
-        """Status line and header lines."""
         lines = {"Date": self.date_time_string(), "Content-Length": length, **headers}
         if self.no_length:
             del lines["Content-Length"]

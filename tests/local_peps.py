@@ -63,7 +63,6 @@ class Acquisition:
 
     @property
     def day(self) -> str:
-        """The day as YYYYMMDD."""
         return self.l1c[11:19]
 
     @property
@@ -130,7 +129,7 @@ def feature(seen: Acquisition) -> dict:
 
 def page_of(features: list[dict], url: str, asked: dict[str, str]) -> dict:
     """One page of the features as a FeatureCollection that links to the next one."""
-    size, page = min(int(asked.get("maxRecords", 50)), MAX_RECORDS), int(asked.get("page", 1))
+    size, page = min(int(asked["maxRecords"]), MAX_RECORDS), int(asked.get("page", 1))
     shown = features[(page - 1) * size : page * size]
     numbers = {"self": page, **({"next": page + 1} if page * size < len(features) else {})}
     links = [
@@ -307,11 +306,8 @@ class LocalPeps:
         self._server.drop_connections()
 
     def advance(self, hours=0, minutes=0):
-        """Move the clock."""
         self._now += hours * 3600 + minutes * 60
         self.note()
-
-    # -- what was asked for
 
     def note(self, request: Request | None = None):
         """Put a request into the journal, if there is one, and wake up whoever waits for something."""
@@ -369,10 +365,7 @@ class LocalPeps:
         self.note_held(event)
         event.wait()
 
-    # -- what is served
-
     def route(self, handler: Handler):
-        """Hand a request to what serves its path."""
         request = handler.record
         if request.path.startswith(OUTPUTS):
             found = self.output(request.path[len(OUTPUTS) :])
@@ -478,9 +471,8 @@ class LocalPeps:
         return make_product(name, self.product_size) if name in names else None
 
     def search(self, asked: dict[str, str]) -> dict:
-        """A page of the catalogue, newest first; every place but Nowhere lies on tile 31TCJ."""
-        tile = asked.get("tileid", "31TCJ")
-        found = [] if asked.get("q") == "Nowhere" else acquisitions(tile, asked["startDate"], asked["completionDate"])
+        """A page of the catalogue, newest first; every place lies on tile 31TCJ."""
+        found = acquisitions(asked.get("tileid", "31TCJ"), asked["startDate"], asked["completionDate"])
         found.sort(key=lambda seen: (seen.day, seen.l1c), reverse=True)
         features = [feature(seen) for seen in found] if self.catalogue is None else self.catalogue
         return page_of(features, self.url + SEARCH, asked)

@@ -10,11 +10,11 @@ reached, and standard error. Each run is a fork of this one process, which has l
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -53,13 +53,12 @@ def stop_at(step: int, stop: str, reached: Path):
 
 
 def fail_at(step: int, reached: Path):
-    """Let a call of the system that handles a file fail, the N-th of them."""
-    count = [0]
+    """Let the N-th call of the system that handles a file fail."""
+    numbers = itertools.count(1)
 
     def failing(real):
         def call(*args, **options):
-            count[0] += 1
-            if count[0] == step:
+            if next(numbers) == step:
                 reached.touch()
                 raise OSError(5, "Input/output error")
             return real(*args, **options)
@@ -67,8 +66,6 @@ def fail_at(step: int, reached: Path):
         return call
 
     class File(io.FileIO):
-        """A part file whose own calls fail, too."""
-
         write, truncate, read = (failing(getattr(io.FileIO, name)) for name in ("write", "truncate", "read"))
 
     @failing
@@ -98,7 +95,6 @@ def run(argv: list[str], stop: str, step: int, folder: str, **_: object) -> None
 
 
 def main() -> None:
-    assert threading.active_count() == 1, "only a process of one thread may fork"
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()

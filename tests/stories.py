@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from faulty_http import status
 from local_peps import make_product
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PERIOD = ("-d", "2017-07-01", "-e", "2018-01-01")
 SHORT = ("-d", "2017-07-01", "-e", "2017-09-01")
+NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
 WPS_NS = "http://www.opengis.net/wps/1.0.0"
 OWS_NS = "http://www.opengis.net/ows/1.1"
 
@@ -53,18 +55,21 @@ def exception_report(words: str) -> bytes:
 
 
 def xml(document: bytes):
-    """A fault that answers with an XML document."""
     return status(200, body=document, content_type="text/xml")
 
 
 def json_document(value: object):
-    """A fault that answers with a JSON document."""
     return status(200, body=json.dumps(value).encode(), content_type="application/json")
 
 
 def report_of(results: object, **info: object) -> dict:
-    """The report of a finished job."""
     return {"USER_INFO": {"job_status": "FINISHED", "results": results, "unprocessed": 0, **info}}
+
+
+def limited(size: int):
+    """For preexec_fn: files may grow to so many bytes, which stands for a full disk."""
+    resource = pytest.importorskip("resource")
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def only_line(result: Result, *words: str) -> str:
@@ -82,9 +87,9 @@ def lines_of(text: str, name: str) -> list[str]:
     return [line for line in text.splitlines() if name in line]
 
 
-def wait_until(predicate: Callable[[], object], timeout_s: float = 30):
+def wait_until(predicate: Callable[[], object]):
     """Wait for what another process does to files, of which there is no event."""
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + 30
     while not predicate():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.003)
@@ -98,7 +103,6 @@ def closed_port() -> str:
 
 
 def names_in(folder: Path | str = ".") -> set[str]:
-    """The names of all that is in a folder."""
     return {path.name for path in Path(folder).iterdir()}
 
 
@@ -126,7 +130,6 @@ class FinishedJob:
         return ["-l", self.log, "-w", self.products]
 
     def serve(self):
-        """Let the service have the job's documents."""
         succeeded = answer(f"{self.base}.xml", "<ProcessSucceeded/>", f"{self.base}/r.json")
         report = lambda handler: json_document(report_of(self.results))(handler)  # noqa: E731  (as they are then)
         self.peps.always += [

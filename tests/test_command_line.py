@@ -9,11 +9,10 @@ import sys
 
 import pytest
 from local_peps import SEARCH, WPS
-from stories import CHECKOUT, SHORT, answer, exception_report, failed, only_line
+from stories import CHECKOUT, NOVEMBER, SHORT, answer, exception_report, failed, only_line
 
 import peps_common
 
-NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
 GOOD = {
     "full_maja_process": ("-t", "31TCJ", *SHORT), "full_maja_download": ("-l", "job.log"),
     "peps_maja_process": ("-t", "31TCJ", *NOVEMBER), "peps_maja_download": ("-p", "list.txt"),
@@ -246,22 +245,17 @@ def test_bad_server_is_refused_without_an_echo(refused, monkeypatch, script, sou
     assert "secret" not in line
 
 
-def test_server_option_wins_over_the_environment(run, peps, monkeypatch):
-    monkeypatch.setenv("PEPS_URL", "http://127.0.0.1:9")
-    run("full_maja_process", *GOOD["full_maja_process"], "--server", peps.url)
-    assert len(peps.journal) == 1
-
-
 @pytest.mark.parametrize("value", [None, ""])
 def test_server_has_a_default(run, monkeypatch, value):
     monkeypatch.delenv("PEPS_URL") if value is None else monkeypatch.setenv("PEPS_URL", value)
     assert run("full_maja_process", *GOOD["full_maja_process"], "-n").out.startswith("https://peps.cnes.fr/resto/wps?")
 
 
-@pytest.mark.parametrize(("ending", "path"), [("/", WPS), ("/mirror", f"/mirror{WPS}"), ("/mirror/", f"/mirror{WPS}")])
-def test_server_may_have_a_path(run, peps, ending, path):
+@pytest.mark.parametrize(("ending", "path"), [("", ""), ("/", ""), ("/mirror", "/mirror"), ("/mirror/", "/mirror")])
+def test_server_option_wins_and_may_have_a_path(run, peps, monkeypatch, ending, path):
+    monkeypatch.setenv("PEPS_URL", "http://127.0.0.1:9")
     run("full_maja_process", *GOOD["full_maja_process"], "--server", peps.url + ending, status=None)
-    assert [request.path for request in peps.journal] == [path]
+    assert [request.path for request in peps.journal] == [path + WPS]
 
 
 PLACE = "http://127.0.0.1:1/a.xml"
@@ -294,7 +288,7 @@ NO_FILES = {
 def test_log_or_list_that_is_no_plain_file(refused, script, path):
     """It is refused, neither waited for nor replaced; --force does not change that."""
     os.mkfifo("pipe")
-    argv = [*GOOD[script], "--force"] if script == "full_maja_process" else GOOD[script]
+    argv = {"full_maja_process": (*GOOD[script], "--force"), "full_maja_download": ()}.get(script, GOOD[script])
     words = "no/such: there is no such folder" if path.startswith("no/") else path
     refused(script, *argv, "-l" if "full" in script else "-p", path, words=words)
     assert os.path.exists("/dev/null")

@@ -31,7 +31,6 @@ def job(make_job):
 
 @pytest.fixture
 def victim(job) -> Path:
-    """The path of the first product."""
     return job.products / next(iter(job.bodies))
 
 
@@ -81,7 +80,6 @@ def test_a_whole_zip_of_any_kind_is_whole(tmp_path):
 
 @pytest.mark.parametrize("finished_before", [False, True], ids=["in the first run", "when all was there"])
 def test_check_finds_a_flipped_bit(finished_before, run, job, victim):
-    """It says what it read, what was damaged, and what became of that."""
     if finished_before:
         download(run, job)
     victim.write_bytes(flipped(job.bodies[victim.name], HELD // 2))
@@ -117,7 +115,6 @@ def make_loop(path: Path):
     (make_loop, ""), (make_loop, ".part"),
 ], ids=["folder", "folder as .part", "pipe", "pipe as .part", "link as .part", "loop", "loop as .part"])  # fmt: skip
 def test_what_is_no_plain_file_fails_that_product_alone(make, suffix, run, job, victim):
-    """It is neither waited for nor written through nor removed."""
     Path("precious").write_bytes(b"precious")
     odd = victim.with_name(victim.name + suffix)
     make(odd)
@@ -255,7 +252,6 @@ def test_a_part_counts_for_the_room_that_is_needed(run, job, victim, mount):
 
 
 def test_a_read_only_folder(run, job, mount):
-    """Products, and a log whose documents cannot be kept beside it."""
     mount("size=10m")
     log = job.products / "ours.log"
     shutil.copy(job.log, log)
@@ -386,11 +382,10 @@ def test_no_more_threads(finish, make_job):
     job.require_whole()
 
 
-def test_no_thread_at_all(run, job, monkeypatch):
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("can't start")))
-    only_line(run("full_maja_download", *job.argv, status=1), "no thread can be started")
-
-
-def test_no_more_memory(run, job, monkeypatch):
-    monkeypatch.setattr(peps_common, "parse_wps", lambda *args, **more: (_ for _ in ()).throw(MemoryError))
-    only_line(run("full_maja_download", *job.argv, status=1), "memory")
+@pytest.mark.parametrize(("place", "name", "error", "words"), [
+    (threading.Thread, "start", RuntimeError("can't start"), "no thread can be started"),
+    (peps_common, "parse_wps", MemoryError(), "memory"),
+])  # fmt: skip
+def test_no_thread_at_all_and_no_more_memory(run, job, monkeypatch, place, name, error, words):
+    monkeypatch.setattr(place, name, lambda *args, **more: (_ for _ in ()).throw(error))
+    only_line(run("full_maja_download", *job.argv, status=1), words)

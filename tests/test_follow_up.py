@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 from faulty_http import cut, hold, reset, status
 from local_peps import OUTPUTS, WPS, acquisitions, feature, make_product
-from stories import SHORT, answer, closed_port, json_document, lines_of, names_in, only_line, report_of, xml
+from stories import NOVEMBER, SHORT, answer, closed_port, json_document, lines_of, names_in, only_line, report_of, xml
 
 import peps_common
 
 REFRESH = "identifier=PROCESSING_STATUS"
 EXPECTED = acquisitions("31TCJ", "2017-07-01", "2017-09-01")
 CLEAR = {seen.l2a for seen in EXPECTED if not seen.cloudy}
-NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
 SINGLES = [seen for seen in acquisitions("31TCJ", "2017-11-01", "2017-12-01") if not seen.cloudy]
 
 
@@ -61,7 +60,6 @@ def counts(line: str) -> dict[str, int]:
 # ---- the documented lines
 @pytest.mark.parametrize(("more", "where"), [("", "."), (" -w {folder}/31TCJ", "31TCJ")], ids=["here", "elsewhere"])
 def test_documented_download_works_as_written(run, finish, peps, folder, more, where):
-    """A documented line, run as a process, brings every product byte for byte."""
     order(run, "31TCJ_20170101.log")
     peps.advance(hours=100)
     line = f"full_maja_download.py -a peps.txt -l 31TCJ_20170101.log{more}".format(folder=folder)
@@ -94,7 +92,6 @@ STATES = {
 
 
 def test_each_state_has_its_message_and_status(run, peps):
-    """How a job stands is said in words of its own, errors on stderr, in the exit status and in the last line."""
     told = set()
     for number, (clock, end, expected, stream, words) in enumerate(STATES.values()):
         peps.ends["31TCJ"] = end or ("FINISHED", "")
@@ -245,7 +242,6 @@ def test_status_document_and_report_stand_beside_the_log(run, peps, folder):
 
 @pytest.mark.parametrize("more", [(), ("--server", "http://127.0.0.1:9"), ("-q",), ("--check",)], ids=" ".join)
 def test_finished_job_costs_no_request(run, peps, make_job, more):
-    """When every product is on disk the files alone settle the job, without a service too."""
     job = make_job()
     run("full_maja_download", *job.argv)
     peps.journal.clear()
@@ -304,18 +300,12 @@ def test_several_logs_each_to_its_end(run, peps, logs, expected):
     assert zips() == (CLEAR if "done.log" in logs else set())
 
 
-@pytest.mark.parametrize("argv", ["-l a.log b.log", "-l a.log -l b.log", "-l a.log --log=b.log"])
-def test_logs_may_be_named_one_by_one(run, peps, argv):
+@pytest.mark.parametrize("argv", ["-l a.log b.log", "-l a.log --log=b.log", "-l a.log -l ./a.log b.log {}/a.log"])
+def test_logs_may_be_named_one_by_one_or_twice(run, peps, folder, argv):
     order(run, "a.log")
     order(run, "b.log")
-    assert last(run("full_maja_download", *argv.split(), status=75)) == "2 jobs waiting."
-
-
-def test_same_log_twice_is_one_job(run, peps):
-    order(run)
-    result = follow(run, "31TCJ.log", "./31TCJ.log", os.path.abspath("31TCJ.log"), status=75)
-    assert len(peps.requests(".xml")) == 1
-    assert last(result) == "1 job waiting."
+    assert last(run("full_maja_download", *argv.format(folder).split(), status=75)) == "2 jobs waiting."
+    assert len(peps.requests(".xml")) == 2
 
 
 def test_sixty_jobs_are_asked_side_by_side(run, peps, folder):
@@ -436,7 +426,6 @@ def named_in(text: str, seen) -> bool:
 
 
 def test_missing_acquisitions_are_exactly_the_lost_ones(run, peps):
-    """Comparing the catalogue's list with the results names what was lost, and adds nothing to its number."""
     lost = [seen for seen in EXPECTED if not seen.cloudy][::4]
     peps.lost = {seen.l1c for seen in lost}
     shown = order(run, "31TCJ.log", "31TCJ", "--json", "list.json").out
@@ -450,7 +439,6 @@ def test_missing_acquisitions_are_exactly_the_lost_ones(run, peps):
 
 
 def test_a_list_for_one_job_leaves_the_count_of_another(run, peps):
-    """What --json names for one tile is not taken off what the service says of the other."""
     other = acquisitions("32TLP", "2017-07-01", "2017-09-01")
     peps.lost = {EXPECTED[0].l1c, other[0].l1c, other[1].l1c}
     order(run, "a.log", "31TCJ", "--json", "list.json")
@@ -491,15 +479,11 @@ def test_dry_run_says_how_things_stand_and_fetches_nothing(run, make_job, peps):
     assert [re.fullmatch(r"to fetch: (\S+)  \d{3}\.\d kB", line)[1] for line in lines[1:3]] == list(job.bodies)[1:]
     assert counts(lines[-1]) == {"finished": 1, "on disk before": 1, "to fetch": 2}
     assert names_in(job.products) == {first}
+    run("full_maja_download", "-l", job.log, "-w", "new", "-n", status=75)
+    assert not Path("new").exists()
     assert peps.requests("/maja/", "GET") == []
     run("full_maja_download", *job.argv)
     run("full_maja_download", *job.argv, "-n")
-
-
-def test_dry_run_makes_no_folder(run, make_job):
-    job = make_job()
-    run("full_maja_download", "-l", job.log, "-w", "new", "-n", status=75)
-    assert not Path("new").exists()
 
 
 # ---- waiting, quiet and loud
@@ -553,7 +537,6 @@ def test_wait_downloads_what_finishes_meanwhile(launch, peps, run):
 
 
 def test_wait_for_an_order_that_is_being_placed(launch, peps):
-    """Its log has no job yet, but another run is at work on it: later it has one."""
     free = threading.Event()
     peps.always.append(("identifier=FULL_MAJA", hold(free, None)))
     placing = launch("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log")
@@ -623,6 +606,7 @@ def test_terminal_shows_a_bar_below_clean_lines(terminal, make_job):
     lines = [line.rpartition("\r")[2] for line in shown.splitlines()]
     for name in job.bodies:
         assert any(name in line and "%|" not in line for line in lines), shown
+    assert "%|" not in terminal("full_maja_download", "-q", *job.argv, status=1)
 
 
 def test_the_bar_tells_the_truth_when_the_server_dies(terminal, make_job):
@@ -638,10 +622,6 @@ def test_the_bar_tells_the_truth_when_the_server_dies(terminal, make_job):
 
     shown = terminal("full_maja_download", *job.argv, see=see)
     assert "1/1 product" in shown
-
-
-def test_quiet_shows_no_bar_on_a_terminal(terminal, make_job):
-    assert "%|" not in terminal("full_maja_download", "-q", *make_job().argv)
 
 
 def test_last_line_after_an_interrupt(launch, make_job):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from faulty_http import cut, for_gets, no_range, reset, stall, status
-from stories import CHECKOUT, FinishedJob, answer, json_document, names_in, report_of, wait_until, xml
+from stories import CHECKOUT, FinishedJob, answer, json_document, limited, names_in, report_of, wait_until, xml
 
 import peps_common
 
@@ -188,17 +188,10 @@ def test_interrupted_at_any_time(script, account, peps):
         assert process.returncode in (0, 2, 130, -signal.SIGINT, 1), (process.returncode, err)
 
 
-@pytest.fixture
-def nobody():
-    """The writing end of a pipe whose reader has left."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    yield writer
-    os.close(writer)
-
-
-def test_streams_without_a_reader(make_job, finish, nobody):
+def test_streams_without_a_reader(make_job, finish):
     """`| head -1` costs the lines and no product; an order without a reader is kept."""
+    reader, nobody = os.pipe()
+    os.close(reader)
     job = make_job()
     assert finish("full_maja_download", *job.argv, stdout=nobody).err == ""
     job.require_whole()
@@ -207,6 +200,7 @@ def test_streams_without_a_reader(make_job, finish, nobody):
     job.hit(status(404), gone)
     finish("full_maja_download", *job.argv, stderr=nobody, status=1)
     finish("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", "-l", "J.log", stdout=nobody)
+    os.close(nobody)
     assert next(iter(job.peps.jobs)) in Path("J.log").read_text("utf-8")
 
 
@@ -301,10 +295,8 @@ class Story:
         self.run()
 
     def full_disk(self):
-        resource = pytest.importorskip("resource")
-        limit = self.chance.randrange(5000, 20_000)
         self.repeated += 3 * 20_000  # what came and could not be written
-        self.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        self.run(preexec_fn=limited(self.chance.randrange(5000, 20_000)))
 
 
 def test_random_story(make_job, launch, request, peps):

@@ -19,9 +19,16 @@ from pathlib import Path
 
 import pytest
 import trustme
+
+# isort: off
 from faulty_http import cut, hold, reset, stall, status
 from local_peps import OUTPUTS, SEARCH, WPS, acquisitions, feature
-from stories import PERIOD, SHORT, answer, closed_port, exception_report, failed, names_in, only_line, wait_until, xml
+from stories import (
+    NOVEMBER, PERIOD, SHORT, answer, closed_port, exception_report, failed, limited, names_in, only_line, wait_until,
+    xml,
+)  # fmt: skip
+
+# isort: on
 
 import peps_common
 
@@ -35,12 +42,9 @@ SINGLE_QUERY = (
     "request=execute&service=WPS&version=1.0.0&identifier=MAJA&datainputs=product={}"
     "&storeExecuteResponse=true&status=true&title=Maja-Process"
 )
-NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
 BOTH_ORBITS = acquisitions("31TCJ", "2017-11-01", "2017-12-01")
 ORBIT_51 = acquisitions("31TCJ", "2017-11-01", "2017-12-01", 51)
 PLACE = "http://127.0.0.1:9/wps/outputs/{}.xml"
-
-
 ORDER = ("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
 
 
@@ -180,7 +184,6 @@ def test_force_orders_again_and_keeps_the_old_logs(run):
 
 @pytest.mark.parametrize("content", [b"\\documentclass{book}", b"<html>502 Bad Gateway</html>"])
 def test_file_that_is_no_log_is_replaced_by_force_alone(run, peps, content):
-    """Not lost to a slip in -l; the error page of an old failed order gives way, and is kept."""
     Path("J.log").write_bytes(content)
     only_line(order(run, status=2), "J.log")
     assert (Path("J.log").read_bytes(), peps.journal) == (content, [])
@@ -197,7 +200,6 @@ def test_the_log_of_a_refused_order_is_free(run, peps):
 
 @pytest.mark.parametrize("flag", ["-n", "--no_download", "--dry-run"])
 def test_dry_run_shows_the_request_and_sends_nothing(run, peps, flag):
-    """What it prints is what the order then sends; that the log is taken it says, too."""
     shown = order(run, flag).out
     assert (peps.journal, names_in()) == ([], {"peps.txt"})
     order(run)
@@ -222,12 +224,6 @@ def test_statuslocation_cannot_forge_a_line(run, peps):
     assert len(lines) == 2
     assert all(line.isprintable() for line in lines)
     assert Path("J.log").read_bytes() == hostile
-
-
-def limited(size: int):
-    """For preexec_fn: files may grow to so many bytes, which stands for a full disk."""
-    resource = pytest.importorskip("resource")
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_full_disk_stops_the_order(finish, peps):
@@ -465,7 +461,6 @@ def test_an_answer_that_never_ends_is_a_doubt(run, peps, monkeypatch):
 
 # ---- several runs, killed runs
 def test_eight_orders_at_once_order_once(launch, peps):
-    """While one run waits for its answer the others leave the job to it."""
     free = threading.Event()
     peps.always.append((EXECUTE, hold(free, None)))
     processes = [launch(*ORDER) for _ in range(8)]
@@ -519,7 +514,6 @@ def test_stopped_while_the_answer_is_awaited_over_tls(launch, door, kind):
 
 
 def test_stopped_while_no_connection_is_made(launch, run, peps):
-    """Before the request is handed over Ctrl-C leaves nothing behind."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
         filler = [socket.socket() for _ in range(4)]
         for one in filler:
@@ -643,7 +637,6 @@ def test_large_order_asks(terminal, peps, typed, expected, count):
     [("yes\n", 0, 12), ("no\n", 1, 0), ("", 2, 0), ("what?\n", 2, 0), ("\xff\nyes\n", 0, 12)],
 )
 def test_large_order_asks_a_pipe_too(finish, peps, typed, ends, count):
-    """`echo yes |` answers; where nobody does, --yes is named and nothing is ordered."""
     result = order_each(lambda *argv, status: finish(*argv, status=status, input=typed), status=ends)
     assert len(peps.jobs) == count
     if ends == 2:
@@ -736,7 +729,6 @@ def test_orders_are_found_where_the_download_looks(run, peps, where):
 
 
 def test_force_orders_single_products_anew(run, peps):
-    """What was canceled or has vanished can be had again; the logs are kept, where they were."""
     peps.catalogue = list(map(feature, ORBIT_51[:2]))
     order_each(run)
     before = {name: Path(f"{name}.log").read_bytes() for name in names(ORBIT_51[:2])}
@@ -760,7 +752,6 @@ def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps):
 
 
 def test_last_line_counts_what_was_really_ordered(run, peps):
-    """A log that is none counts as not ordered, and no zero is counted."""
     earlier, spoilt, plain = ORBIT_51[:3]
     peps.catalogue = [feature(earlier)]
     order_each(run)
@@ -774,7 +765,6 @@ def test_last_line_counts_what_was_really_ordered(run, peps):
 
 # ---- the catalogue
 def test_twelve_hundred_products_are_three_requests(run, peps):
-    """Each page is fetched once, in order, and the merged answer holds every product."""
     named = [f"S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_{number:06}" for number in range(1200)]
     peps.catalogue = [{"properties": {"productIdentifier": name}} for name in named]
     result = order_each(run, "-n", "--json", "answer.json")
@@ -796,7 +786,6 @@ def test_server_that_ignores_the_page_ends_the_search(run, peps):
 
 
 def test_catalogue_without_end_is_an_error(run, peps):
-    """Each page brings something new, for ever: after a hundred it is enough."""
     numbers = itertools.count()
 
     def page(handler):
@@ -840,7 +829,7 @@ def test_storage_is_shown_before_the_order(run, peps):
     (error(400, 200, "Bad collection"), 1, ("Bad collection",)),
     (error(400, 400, "Bad collection"), 1, ("Bad collection",)),
     (error(404, 404, "Bad collection"), 1, ("Bad collection", "--server")),
-    (status(401), 1, ("401", "peps.txt")),
+    (status(200, body=b'{"features": []}'), 1, ("no product",)), (status(401), 1, ("401", "peps.txt")),
     (status(503), 75, ("503", "127.0.0.1:", "tried 5 times", "later")),
     *((status(200, body=body), 75, ("later",)) for body in (b"<html>busy</html>", b"", b"[]", b'{"features": ['))
 ])  # fmt: skip
@@ -849,11 +838,6 @@ def test_search_that_fails(run, peps, fault, ends, words):
     peps.always.append((SEARCH, fault))
     line = only_line(order_each(run, status=ends), *words)
     assert line.count("later") == (ends == 75)
-    assert peps.requests(WPS) == []
-
-
-def test_search_without_result_is_status_1(run, peps):
-    only_line(run("peps_maja_process", "-l", "Nowhere", *NOVEMBER, status=1))
     assert peps.requests(WPS) == []
 
 

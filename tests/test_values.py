@@ -186,7 +186,6 @@ STATES = {
 
 @pytest.mark.parametrize(("word", "state"), STATES.items())
 def test_state_of_a_report(word, state):
-    """The service's words, `STALLED` for running among them, and any other one as it is."""
     found = parse_report(report(job_status=word))
     assert (found.state, found.words) == (state, word if state == State.UNKNOWN else "")
 
@@ -542,7 +541,6 @@ def test_worst_status(statuses, expected):
 
 @given(st.text(), st.integers(1, 50))
 def test_clean_text_is_one_printable_line(text, limit):
-    """Nothing of the service's text can move the cursor or fill the screen."""
     cleaned = common.one_line(text, limit)
     assert cleaned.isprintable()
     assert len(cleaned) <= limit
@@ -634,5 +632,4 @@ def test_every_tile_of_the_grid_is_a_tile(zone, band, column, row, prefix):
 
 @pytest.mark.parametrize("url", ["https://peps.cnes.fr", "http://127.0.0.1:80/a/b", "https://[::1]:8443"])
 def test_server_is_kept_without_its_last_slash(url):
-    """A base URL is joined with paths that begin with a slash."""
     assert common.server_url(url) == common.server_url(f"{url}/") == common.server_url(f" {url} ") == url
