@@ -109,8 +109,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 at += os.sendfile(self.connection.fileno(), file.fileno(), at, count)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
+class Server(socketserver.ThreadingTCPServer):
+    """Serves a folder on a free port, with TLS if there is a context."""
+
+    request_queue_size, daemon_threads = 128, True
 
     def __init__(self, folder: Path, context: ssl.SSLContext | None):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -120,25 +122,20 @@ class Server(http.server.ThreadingHTTPServer):
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def server_bind(self):
-        """Bind without the look-up of a host name, which can take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
-
     def handle_error(self, request, client_address):
         """Clients come and go."""
 
 
 def serve(folder: Path) -> None:
     """Serve a folder until standard input ends; tell the base URLs by one line of JSON."""
-    bases = {"plain": f"http://127.0.0.1:{Server(folder, None).server_port}"}
+    bases = {"plain": f"http://127.0.0.1:{Server(folder, None).server_address[1]}"}
     with contextlib.suppress(ImportError):
         import trustme
 
         authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.cert_pem.write_to_path(folder / "ca.pem")
         authority.issue_cert("127.0.0.1").configure_cert(context)
-        bases["TLS"] = f"https://127.0.0.1:{Server(folder, context).server_port}"
+        bases["TLS"] = f"https://127.0.0.1:{Server(folder, context).server_address[1]}"
     print(json.dumps(bases), flush=True)
     sys.stdin.read()
 
@@ -173,16 +170,16 @@ class Transfer:
         self.name = f"{kind}, 8 {folder.name}, {self.size / 1e6:.0f} MB{limit}"
 
 
-def make_transfers(folder: Path, megabytes: float, bases: dict[str, str]) -> list[Transfer]:
-    """Write the products, and return what is to be fetched of them."""
+def make_transfers(folder: Path, megabytes: float, bases: dict[str, str]) -> Iterable[Transfer]:
+    """Write the products, and yield what is to be fetched of them."""
     for name, hundredths in SETS.items():
         (folder / name).mkdir()
         for number, share in enumerate(hundredths, 1):
             path = folder / name / f"SENTINEL2A_201707{number:02}-105605-456_L2A_T31TCJ_D_V1-4.zip"
             make_zip(path, int(megabytes * share * 10_000))
-    # TLS changes nothing in the order, for which the uneven ones are.
-    wanted = [(name, kind) for name in SETS for kind in bases if (name, kind) != ("uneven", "TLS")]
-    return [Transfer(kind, bases[kind], folder / name) for name, kind in wanted]
+        for kind, base in bases.items():
+            if (name, kind) != ("uneven", "TLS"):  # TLS changes nothing in the order, for which the uneven ones are
+                yield Transfer(kind, base, folder / name)
 
 
 def write_job(status: Path, report: Path, log: Path, urls: list[str], base: str) -> None:
@@ -344,7 +341,7 @@ def main(argv=None) -> int:
     with tempfile.TemporaryDirectory(prefix="peps_benchmark_", dir=args.dir) as name:
         folder = Path(name).resolve()
         with running_server(folder) as bases:
-            bench, transfers = Bench(folder), make_transfers(folder, megabytes, bases)
+            bench, transfers = Bench(folder), list(make_transfers(folder, megabytes, bases))
             print(f"\nMedians of {rounds} rounds, in brackets the least and the most; {JOBS} downloads at once.\n")
             print(f"| products | {OURS} | curl -Z takes | aria2c takes | xargs -P wget takes |\n|---|--:|--:|--:|--:|")
             for transfer in transfers:

@@ -52,9 +52,6 @@ def draw(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-# ---- acquisitions and the catalogue
-
-
 @dataclasses.dataclass(frozen=True)
 class Acquisition:
     """One tile seen by one satellite on one day; the L1C name settles everything else."""
@@ -116,14 +113,11 @@ def feature(seen: Acquisition) -> dict:
     """An acquisition as the catalogue shows it."""
     chance = draw("feature" + seen.l1c)
     properties = {
-        "productIdentifier": seen.l1c,
-        "productType": "S2MSI1C",
-        "platform": seen.l1c[:3],
-        "mgrs": seen.tile,
+        "productIdentifier": seen.l1c, "productType": "S2MSI1C", "platform": seen.l1c[:3], "mgrs": seen.tile,
         "cloudCover": 90 + chance % 10 if seen.cloudy else chance % 90,
         "startDate": f"{datetime.strptime(seen.l1c[11:26], '%Y%m%dT%H%M%S'):%Y-%m-%dT%H:%M:%S}.026Z",
         "storage": {"mode": ("disk", "tape", "staging", "unknown")[chance % 4]},
-    }
+    }  # fmt: skip
     return {"type": "Feature", "id": f"{chance:x}", "geometry": None, "properties": properties}
 
 
@@ -138,9 +132,6 @@ def page_of(features: list[dict], url: str, asked: dict[str, str]) -> dict:
     ]
     properties = {"totalResults": len(features), "itemsPerPage": len(shown), "links": links}
     return {"type": "FeatureCollection", "properties": properties, "features": shown}
-
-
-# ---- jobs and products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,9 +212,6 @@ def make_product(name: str, size: int) -> bytes:
             entry.compress_type = zipfile.ZIP_STORED if "FRE" in ending else zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
     return packed.getvalue()
-
-
-# ---- the service
 
 
 class LocalPeps:

@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -78,11 +79,10 @@ def fail_at(step: int, reached: Path):
     peps_common.open = own_open
 
 
-def run(argv: list[str], stop: str, step: int, folder: str, **_: object) -> None:
+def run(argv: list[str], stop: str, step: int, folder: str) -> None:
     """One run, in a process of its own that does not come back."""
     os.chdir(folder)
-    log = os.open("stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 2)
+    os.dup2(os.open("stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.argv = ["full_maja_process.py", *argv]
     reached = Path("reached").absolute()
@@ -90,8 +90,7 @@ def run(argv: list[str], stop: str, step: int, folder: str, **_: object) -> None
         fail_at(step, reached)
     elif stop:
         stop_at(step, stop, reached)
-    status = full_maja_process.main()
-    os._exit(status)
+    os._exit(full_maja_process.main())
 
 
 def main() -> None:
@@ -102,17 +101,13 @@ def main() -> None:
             try:
                 run(**asked)
             except BaseException:
-                import traceback
-
                 traceback.print_exc()
             os._exit(99)
         _, status = os.waitpid(child, 0)
-        folder = Path(asked["folder"])
-        print(json.dumps({
-            "status": os.waitstatus_to_exitcode(status), "reached": (folder / "reached").exists(),
-            "stderr": (folder / "stderr.txt").read_text("utf-8", "replace"),
-        }), flush=True)  # fmt: skip
-        (folder / "reached").unlink(missing_ok=True)
+        reached, words = (Path(asked["folder"], name) for name in ("reached", "stderr.txt"))
+        ended = {"status": os.waitstatus_to_exitcode(status), "reached": reached.exists()}
+        print(json.dumps({**ended, "stderr": words.read_text("utf-8", "replace")}), flush=True)
+        reached.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

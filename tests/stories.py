@@ -22,8 +22,6 @@ OWS_NS = "http://www.opengis.net/ows/1.1"
 
 
 class Result(NamedTuple):
-    """What a finished script left on its streams."""
-
     status: int
     out: str
     err: str
@@ -49,7 +47,6 @@ def failed(words: str) -> str:
 
 
 def exception_report(words: str) -> bytes:
-    """A refusal as the WPS puts it."""
     text = f"<Exception><ExceptionText>{words}</ExceptionText></Exception>"
     return f'<ExceptionReport xmlns="{OWS_NS}">{text}</ExceptionReport>'.encode()
 
@@ -72,13 +69,12 @@ def limited(size: int):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def only_line(result: Result, *words: str) -> str:
+def only_line(ended: Result | str, *words: str) -> str:
     """The one line that a run had to say on stderr, which holds all these words and can be printed."""
-    lines = result.err.splitlines()
-    assert len(lines) == 1, result
-    assert all(word in lines[0] for word in words), (words, lines[0])
+    lines = (ended if isinstance(ended, str) else ended.err).splitlines()
+    assert len(lines) == 1, ended
+    assert all(word in lines[0] for word in (".py: ", *words)), (words, lines[0])
     assert lines[0].isprintable(), lines
-    assert ".py: " in lines[0], lines
     return lines[0]
 
 

@@ -98,7 +98,6 @@ class Connection(http.server.BaseHTTPRequestHandler):
 
 class Proxy(socketserver.ThreadingTCPServer):
     daemon_threads = True
-    allow_reuse_address = True
 
     def handle_error(self, request, client_address):
         """Clients that refuse the certificate are part of the tests."""
@@ -186,10 +185,9 @@ def internet(one_internet, account, tmp_path_factory, monkeypatch) -> Iterator[I
 SEARCH = f"{OWN}/resto/api/collections/S2ST/search.json"
 EXECUTE = f"{OWN}/resto/wps"
 PLACES = {
-    "status document": f"{OWN}/outputs/1.xml",
-    "report": f"{OWN}/outputs/report.json",
+    "status document": f"{OWN}/outputs/1.xml", "report": f"{OWN}/outputs/report.json",
     "product": f"{OWN}/results/{PRODUCT}",
-}
+}  # fmt: skip
 
 
 def documents(places: dict[str, str]) -> dict[str, bytes]:
@@ -199,14 +197,10 @@ def documents(places: dict[str, str]) -> dict[str, bytes]:
     return {"status document": succeeded, "report": report, "product": BODY}
 
 
-def write_log(name: str, places: dict[str, str]):
-    Path(name).write_bytes(answer(places["status document"]))
-
-
 def follow_up(run, internet: Internet, places: dict[str, str], status: int | None = 0):
     """Download a finished job whose documents name these places."""
     internet.show(EXECUTE, answer())
-    write_log("job.log", places)
+    Path("job.log").write_bytes(answer(places["status document"]))
     return run("full_maja_download", "--server", OWN, "-l", "job.log", status=status)
 
 
@@ -286,7 +280,7 @@ def test_no_trick_gets_the_account(what, run, internet):
     internet.show(EXECUTE, answer())
     logs = [f"job{number}.log" for number in range(len(jobs))]
     for log, places in zip(logs, jobs):
-        write_log(log, places)
+        Path(log).write_bytes(answer(places["status document"]))
     result = run("full_maja_download", "--server", OWN, "-l", *logs, status=None)
     assert result.status in (1, 2)
     internet.require_no_leak()
@@ -295,23 +289,17 @@ def test_no_trick_gets_the_account(what, run, internet):
 
 
 CHAINS = {
-    "on the same host": [HOME, HOME],
-    "to a host of the same domain": [HOME, SISTER],
-    "to another host": [HOME, EVIL],
-    "to another host of a similar name": [HOME, SIMILAR],
-    "to another host, with an account": [HOME, USER],
+    "on the same host": [HOME, HOME], "to a host of the same domain": [HOME, SISTER], "to another host": [HOME, EVIL],
+    "to another host of a similar name": [HOME, SIMILAR], "to another host, with an account": [HOME, USER],
     "to another host, without a scheme": [HOME, Place("//evil.test", "https://evil.test", False)],
-    "down to http of the own host": [HOME, UPGRADED],
-    "down to http of the own host with a port": [HOME, PORT],
+    "down to http of the own host": [HOME, UPGRADED], "down to http of the own host with a port": [HOME, PORT],
     "down to http of the same domain": [HOME, PLAIN],
-    "down to http of another host": [HOME, same("http://evil.test", False)],
-    "away and back": [HOME, EVIL, HOME],
-    "away, back and away": [HOME, EVIL, HOME, EVIL],
-    "down and up": [HOME, PLAIN, SISTER],
+    "down to http of another host": [HOME, same("http://evil.test", False)], "away and back": [HOME, EVIL, HOME],
+    "away, back and away": [HOME, EVIL, HOME, EVIL], "down and up": [HOME, PLAIN, SISTER],
     "from another host to the own": [EVIL, HOME],
     "from another host to another": [EVIL, same("http://evil.test", False)],
     "from plain http to the own": [same("http://vizo.example.test:8081", False), UPGRADED],
-}
+}  # fmt: skip
 
 
 def lay(internet: Internet, first: str, chain: list[Place], end: bytes) -> dict[str, bool]:
@@ -391,15 +379,11 @@ def test_netrc_is_never_consulted(variable, run, internet, monkeypatch):
     assert not any(basic(*NETRC) in call.head or NETRC[1] in call.head for call in internet.calls)
 
 
-def yesterday() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-
-
 # Certificates that must not be believed.
 WRONG = {
     "by an unknown authority": lambda internet: internet.certify(trustme.CA()),
     "of another host": lambda internet: internet.certify(internet.authority, "evil.test"),
-    "out of date": lambda internet: internet.certify(internet.authority, not_after=yesterday()),
+    "out of date": lambda internet: internet.certify(internet.authority, not_after=datetime.datetime(2020, 1, 1)),
 }
 DISTRUSTED = pytest.mark.parametrize("distrust", WRONG.values(), ids=WRONG)
 
@@ -448,7 +432,7 @@ def test_plain_http_on_loopback_is_for_the_servers_own_host(run, internet):
     places["product"] = f"http://localhost:{internet.port}/{PRODUCT}"
     internet.show_all(places)
     internet.show(f"{base}/resto/wps", answer())
-    write_log("job.log", places)
+    Path("job.log").write_bytes(answer(places["status document"]))
     run("full_maja_download", "--server", base, "-l", "job.log")
     signed = dict.fromkeys([f"{base}/resto/wps", *places.values()], True)
     assert internet.signed() == {**signed, places["product"]: False}

@@ -37,7 +37,6 @@ ALL = len(BODY)
 REST_OF_ALL = f"bytes {HELD}-{ALL - 1}/{ALL}"
 
 
-# ---- faults of a product
 def both(first, second):
     """Two faults of one answer: how it is sent, and how it breaks off."""
     return lambda handler: first(handler) or second(handler)
@@ -87,7 +86,6 @@ def damaged_in_two_pieces(handler):
     return cut(HELD)(handler) or zip_answer(body)(handler)
 
 
-# ---- the table
 class Row(NamedTuple):
     """A fault of one product and its end.
 
@@ -265,7 +263,6 @@ REDIRECTS = {
 FAULTS = {**CONNECTIONS, **LENGTHS, **RANGES, **STATUSES, **CONTENTS, **REDIRECTS}
 
 
-# ---- a finished job with three products
 def require_healthy(run, job: FinishedJob, *others: FinishedJob):
     """The second run: all there, byte for byte, and nothing else in any folder."""
     job.mend(*others)
@@ -334,7 +331,6 @@ def test_one_reason_is_one_line_for_all_products(run, make_job, fault, ends, wor
     require_healthy(run, job)
 
 
-# ---- Retry-After
 @pytest.fixture
 def naps(monkeypatch) -> list[float]:
     """How long the library's Retry would have slept; it does not sleep."""
@@ -362,27 +358,21 @@ def test_retry_after_is_kept_as_long_as_patience_lasts(code, header, expected, t
     require_healthy(run, job)
 
 
-# ---- patience
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TRAILERS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
 ENDLESS = {
-    "100 Continue": (b"", CONTINUE, 0),
-    "100 Continue, slowly": (b"", CONTINUE, 0.02),
-    "a header of one byte at a time": (HEAD + b"X: ", b"x", 0.02),
+    "100 Continue": (b"", CONTINUE, 0), "100 Continue, slowly": (b"", CONTINUE, 0.02),
+    "a header of one byte at a time": (HEAD + b"X: ", b"x", 0.02), "headers": (HEAD, b"X: x\r\n", 0.02),
+    "trailers": (TRAILERS, b"X: x\r\n", 0), "trailers, slowly": (TRAILERS, b"X: x\r\n", 0.02),
     "silence": (HEAD + b"Content-Length: 100\r\n\r\nPK", b"", 0.02),
-    "headers": (HEAD, b"X: x\r\n", 0.02),
-    "trailers": (TRAILERS, b"X: x\r\n", 0),
-    "trailers, slowly": (TRAILERS, b"X: x\r\n", 0.02),
     "a body of one byte at a time": (HEAD + b"Content-Length: 100000\r\n\r\nPK\3\4", b"x", 0.02),
     "an endless body": (HEAD + b"\r\nPK\3\4", bytes(65536), 0),
     "an endless size of a chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0" * 65536, 0),
     "tiny chunks": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", 0.02),
     "an error without end": (b"HTTP/1.1 503 No\r\n\r\n", bytes(65536), 0),
     "a redirect without end": (b"HTTP/1.1 302 No\r\nLocation: /x\r\n\r\n", bytes(65536), 0),
-}
-
-
+}  # fmt: skip
 PLACES = {"status document": "/31TCJ.xml", "report": "/31TCJ/r.json", "refresh": "PROCESSING", "product": VICTIM}
 # A product without end and without length ends where the disk does.
 NEVER = [("product", name) for name in ENDLESS if name != "an endless body"]
@@ -424,7 +414,6 @@ def test_a_product_that_is_slow_but_comes_is_not_broken_off(run, make_job, monke
     assert len(job.gets(VICTIM)) == 1
 
 
-# ---- HEAD
 HEADS = {
     "501": status(501), "405": status(405), "404": status(404), "503": status(503), "closes": cut(None),
     "stalls": stall(None), "no length": without_length, "circle": moved("{path}"),
@@ -445,7 +434,6 @@ def test_a_server_without_head(name, run, make_job, monkeypatch):
     job.require_whole()
 
 
-# ---- hostile documents
 DTD = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
 TOO_MUCH = b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)
 
@@ -528,7 +516,6 @@ def test_a_hostile_document_ends_one_job_alone(place, name, run, make_job):
     require_healthy(run, job, other)
 
 
-# ---- what a report may name
 BASE = "{url}/cgi-bin/mapcache_results/maja/job/"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from faulty_http import cut, hold, reset, status
 from local_peps import OUTPUTS, WPS, acquisitions, feature, make_product
-from stories import NOVEMBER, SHORT, answer, closed_port, json_document, lines_of, names_in, only_line, report_of, xml
+from stories import NOVEMBER, SHORT, answer, closed_port, json_document, lines_of, names_in, only_line, xml
 
 import peps_common
 
@@ -57,7 +57,6 @@ def counts(line: str) -> dict[str, int]:
     return {words: int(number) for number, words in found}
 
 
-# ---- the documented lines
 @pytest.mark.parametrize(("more", "where"), [("", "."), (" -w {folder}/31TCJ", "31TCJ")], ids=["here", "elsewhere"])
 def test_documented_download_works_as_written(run, finish, peps, folder, more, where):
     order(run, "31TCJ_20170101.log")
@@ -79,8 +78,7 @@ def test_documented_single_download_works_as_written(run, finish, peps, folder):
     assert counts(last(result))["too cloudy"] == sum(one.cloudy for one in seen)
 
 
-# ---- the states
-STATES = {
+STATES = {  # the clock, what the job comes to, the exit status, the stream and its words
     "waiting": ({"minutes": 0}, None, 75, "out", "waiting"),
     "running": ({"minutes": 70}, None, 75, "out", "running"),
     "finished": ({"hours": 100}, None, 0, "out", "finished"),
@@ -120,27 +118,21 @@ def test_waiting_and_running_are_explained_once(run, peps):
     assert last(result) == "3 jobs running."
 
 
-STARTED = '<ProcessStarted percentCompleted="42"/>'
-BARE = {
-    "accepted": ("<ProcessAccepted/>", 75, "waiting"),
-    "paused": ("<ProcessPaused/>", 75, "waiting"),
-    "started": (STARTED, 75, "running, 42%"),
-    "started, without a number": ("<ProcessStarted/>", 75, "running"),
-    "a success without a report": ("<ProcessSucceeded/>", 75, "names no report"),
-}
-
-
-@pytest.mark.parametrize(("state", "ends", "words"), BARE.values(), ids=BARE)
-def test_status_document_without_a_report(run, peps, make_job, state, ends, words):
+@pytest.mark.parametrize(("state", "words"), [
+    ("<ProcessAccepted/>", "waiting"), ("<ProcessPaused/>", "waiting"), ("<ProcessStarted/>", "running"),
+    ('<ProcessStarted percentCompleted="42"/>', "running, 42%"), ("<ProcessSucceeded/>", "names no report"),
+])  # fmt: skip
+def test_status_document_without_a_report(run, peps, make_job, state, words):
     """Said as what it is, after PROCESSING_STATUS and one more look; the document is kept in every state."""
     job = make_job()
     document = answer(f"{job.base}.xml", state)
     job.hit(xml(document), f"/{job.identity}.xml")
-    assert words in lines_of(follow(run, status=ends).out, "31TCJ.log: ")[0]
+    line = lines_of(follow(run, status=75).out, "31TCJ.log: ")[0]
+    assert words in line
+    assert words != "waiting" or "names no report" not in line
     paths = [request.path for request in peps.journal][:3]
     assert paths == [f"{OUTPUTS}31TCJ.xml", WPS, f"{OUTPUTS}31TCJ.xml"]
     assert Path("31TCJ.stat").read_bytes() == document
-    assert "waiting" not in words or "names no report" not in follow(run, status=ends).out
 
 
 def test_report_that_is_named_only_after_the_refresh(run, peps, make_job):
@@ -158,12 +150,10 @@ def test_follow_up_asks_in_the_documented_order(run, peps):
     peps.journal.clear()
     follow(run, status=75)
     job_id = next(iter(peps.jobs))
-    assert [request.target for request in peps.journal] == [
-        f"{OUTPUTS}{job_id}.xml",
-        f"{WPS}?request=execute&service=WPS&version=1.0.0&identifier=PROCESSING_STATUS&datainputs=wps_id={job_id}"
-        "&status=false&storeExecuteResponse=false",
-        f"{OUTPUTS}{job_id}/report.json",
-    ]
+    refresh = f"{WPS}?request=execute&service=WPS&version=1.0.0&identifier=PROCESSING_STATUS&datainputs=wps_id={job_id}"
+    refresh += "&status=false&storeExecuteResponse=false"
+    expected = [f"{OUTPUTS}{job_id}.xml", refresh, f"{OUTPUTS}{job_id}/report.json"]
+    assert [request.target for request in peps.journal] == expected
 
 
 @pytest.mark.parametrize("fault", [status(500), cut(None), hold(threading.Event(), None)], ids=["500", "cut", "stalls"])
@@ -222,7 +212,6 @@ def test_relative_status_location_is_followed_beside_the_server(run, peps):
     assert {request.path for request in peps.requests(OUTPUTS)} == {"/wps/outputs/here.xml"}
 
 
-# ---- what is kept beside the log, and what it spares
 def test_status_document_and_report_stand_beside_the_log(run, peps, folder):
     """X.stat and X.json are the service's documents byte for byte, and only the suffix differs from the log's name."""
     (folder / "a.log.d").mkdir()
@@ -252,17 +241,6 @@ def test_finished_job_costs_no_request(run, peps, make_job, more):
     assert ("3 read, none damaged" in result.out) == ("--check" in more)
 
 
-def test_three_hundred_finished_jobs_cost_no_request(run, peps, folder):
-    (folder / "product.zip").write_bytes(make_product("product.zip", 3000))
-    for number in range(300):
-        document = answer(f"{peps.url}{OUTPUTS}{number}.xml")
-        (folder / f"{number}.log").write_bytes(document)
-        (folder / f"{number}.stat").write_bytes(document)
-        (folder / f"{number}.json").write_text(json.dumps(report_of([f"{peps.url}/product.zip"])))
-    assert counts(last(follow(run, *sorted(folder.glob("*.log"))))) == {"finished": 300, "on disk before": 1}
-    assert peps.journal == []
-
-
 @pytest.mark.parametrize("how", ["renamed", "ordered anew", "ordered anew, and the report is lost"])
 def test_report_speaks_for_its_own_job_alone(run, peps, how):
     order(run)
@@ -281,7 +259,6 @@ def test_report_speaks_for_its_own_job_alone(run, peps, how):
     assert "waiting" in follow(run, status=75).out
 
 
-# ---- several jobs in one command
 @pytest.mark.parametrize(("logs", "expected"), [
     (["done.log", "waiting.log"], 75), (["waiting.log", "failed.log", "done.log"], 1), (["done.log", "bad.log"], 2),
     (["bad.log", "failed.log"], 1), (["waiting.log", "bad.log", "done.log"], 2),
@@ -389,7 +366,6 @@ def test_loose_report_is_understood(run, peps, minutes, end, expected, words):
     assert zips() == ({SINGLES[0].l2a} if expected == 0 else set())
 
 
-# ---- cloudy, lost and missing
 def test_cloudy_dates_are_counted_and_named_once(run, peps):
     """A NOVALD result is named as too cloudy in the run that learns of it; there is no product behind it."""
     cloudy = [seen.l2a for seen in EXPECTED if seen.cloudy]
@@ -467,7 +443,6 @@ def test_bad_list_is_said_before_anything_is_asked(run, peps, text):
     assert peps.journal == []
 
 
-# ---- dry runs
 def test_dry_run_says_how_things_stand_and_fetches_nothing(run, make_job, peps):
     """What is on disk, what would be fetched, how much that is; status 75 until all is there."""
     job = make_job(size=612_000)
@@ -486,7 +461,6 @@ def test_dry_run_says_how_things_stand_and_fetches_nothing(run, make_job, peps):
     run("full_maja_download", *job.argv, "-n")
 
 
-# ---- waiting, quiet and loud
 def test_wait_stays_until_the_job_has_ended(run, peps, monkeypatch):
     """It lives through waiting, an outage and running; each change is said once, with the time and the next look."""
     monkeypatch.setattr(peps_common, "TRIES", 2)
@@ -575,22 +549,18 @@ def test_last_line_sums_up(run, peps, folder):
     first = last(follow(run, "a.log", "b.log", status=1))
     assert re.fullmatch(rf"1 job finished, 1 canceled\. {brought} products downloaded {size}", first), first
     again = last(follow(run, "a.log", "b.log", status=1))
-    assert counts(again) == {
-        "finished": 1, "canceled": 1, "on disk before": brought, "too cloudy": cloudy, "date lost": 1
-    }  # fmt: skip
+    jobs = {"finished": 1, "canceled": 1, "on disk before": brought, "too cloudy": cloudy, "date lost": 1}
+    assert counts(again) == jobs
     assert not re.search(r"\b0 ", first + again)
 
 
 def test_pipe_gets_a_numbered_line_a_product_and_no_bar(run, finish, peps):
-    """Without a terminal there is a line a product, with its size, time and rate, about as many as products."""
     order(run)
     peps.advance(hours=100)
     result = finish("full_maja_download", "-l", "31TCJ.log")
     assert (result.err, "\r" in result.out) == ("", False)
     lines = re.findall(r"^\[(\d+)/(\d+)\] (\S+)  \d\.\d kB in \d\.\d s, \d+\.\d [kM]B/s$", result.out, re.MULTILINE)
-    assert [(int(number), int(total)) for number, total, _ in lines] == [
-        (n, len(CLEAR)) for n in range(1, len(CLEAR) + 1)
-    ]
+    assert [line[:2] for line in lines] == [(str(n), str(len(CLEAR))) for n in range(1, len(CLEAR) + 1)]
     assert {name for _, _, name in lines} == CLEAR
     assert len(result.out.splitlines()) == 1 + sum(seen.cloudy for seen in EXPECTED) + len(CLEAR) + 1
 
@@ -633,7 +603,7 @@ def test_last_line_after_an_interrupt(launch, make_job):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert len(err.splitlines()) == 1
+    only_line(err)
     found = counts(out.splitlines()[-1])
     assert (found["downloaded"], found["left for the next run"]) == (2, 1)
 

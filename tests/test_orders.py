@@ -76,7 +76,6 @@ def require_doubt(run, peps, log: str = "J.log"):
     assert not note_of(log).exists()
 
 
-# ---- what is sent
 @pytest.mark.parametrize(("more", "query"), [("", ""), ("-o 51 ", ";relativeOrbitNumber=51")], ids=["tile", "orbit"])
 def test_documented_order_works_as_written(finish, peps, more, query):
     """A documented line, run as a process, sends one request as documented and leaves the answer as the log."""
@@ -113,17 +112,13 @@ def test_documented_line_searches_asks_and_orders(terminal, peps, line, area, fo
 
 
 AREAS = {
-    "-t T31TCJ": "tileid=31TCJ",
-    "-l 'Saint-Étienne & fils'": "q=Saint-%C3%89tienne%20%26%20fils",
-    "-l Le%20Mans": "q=Le%20Mans",
-    "-l Le+Mans": "q=Le+Mans",
-    "-l 'Le%20Mans & Été'": "q=Le%20Mans%20%26%20%C3%89t%C3%A9",
-    "-l '100% Toulouse'": "q=100%25%20Toulouse",
-    "--lat 43.5 --lon 1": "lat=43.500000&lon=1.000000",
-    "--lat -43. --lon -1e-3": "lat=-43.000000&lon=-0.001000",
+    "-t T31TCJ": "tileid=31TCJ", "-l 'Saint-Étienne & fils'": "q=Saint-%C3%89tienne%20%26%20fils",
+    "-l Le%20Mans": "q=Le%20Mans", "-l Le+Mans": "q=Le+Mans",
+    "-l 'Le%20Mans & Été'": "q=Le%20Mans%20%26%20%C3%89t%C3%A9", "-l '100% Toulouse'": "q=100%25%20Toulouse",
+    "--lat 43.5 --lon 1": "lat=43.500000&lon=1.000000", "--lat -43. --lon -1e-3": "lat=-43.000000&lon=-0.001000",
     "--lat -.5 --lon=-71.25": "lat=-0.500000&lon=-71.250000",
     "--latmin -43 --latmax 44 --lonmin -1.5 --lonmax 2": "box=-1.500000,-43.000000,2.000000,44.000000",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("area", AREAS)
@@ -142,7 +137,6 @@ def test_dates_on_the_wire(run, peps, dates, query):
     assert f"&{query}&" in peps.journal[0].query
 
 
-# ---- the log
 ANSWERS = {
     "one line": b'<?xml version="1.0"?><wps:ExecuteResponse xmlns:wps="http://www.opengis.net/wps/1.0.0" '
     b'statusLocation="http://127.0.0.1:1/wps/outputs/pywps-154901234567.xml"/>',
@@ -243,7 +237,6 @@ def test_disk_that_fills_while_the_answer_is_awaited(finish, run, peps):
     assert b"first" in Path("J.log").read_bytes()
 
 
-# ---- refusals, and what is not now
 def error(code: object, sent: int = 200, words: str = "tile 31TCJ is locked"):
     """The service's JSON error, sent with an HTTP status."""
     return status(sent, body=json.dumps({"ErrorCode": code, "ErrorMessage": words}).encode())
@@ -337,7 +330,6 @@ def test_endings_of_an_order(run, peps, name):
         order(run)
 
 
-# ---- the transports
 class Door:
     """A server of one answer: plain, TLS, a forwarding or a tunnelling proxy; `heads` are what it was sent."""
 
@@ -459,7 +451,6 @@ def test_an_answer_that_never_ends_is_a_doubt(run, peps, monkeypatch):
     require_doubt(run, peps)
 
 
-# ---- several runs, killed runs
 def test_eight_orders_at_once_order_once(launch, peps):
     free = threading.Event()
     peps.always.append((EXECUTE, hold(free, None)))
@@ -496,8 +487,7 @@ def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
     _, err = process.communicate(timeout=10)
     if number in (signal.SIGINT, signal.SIGTERM):
         assert process.returncode == (130 if number == signal.SIGINT else 143)
-        assert len(err.splitlines()) == 1
-        assert "may have been accepted" in err
+        only_line(err, "may have been accepted")
     assert peps.authorization.split()[1].encode() not in note_of().read_bytes()
     require_doubt(run, peps)
 
@@ -552,8 +542,7 @@ class Steps:
 def steps(account, peps):
     found = Steps(peps)
     yield found
-    found.process.stdin.close()
-    found.process.wait(10)
+    found.process.communicate(timeout=10)
 
 
 CASES = {
@@ -602,7 +591,6 @@ def test_stopped_at_every_step(case, stop, steps, peps, request, capsys):
         print(f"\n{case}, {stop}: {step} steps, one in {stride} from {offset} on", end=" ")
 
 
-# ---- lists of products
 def ordered(peps) -> list[str]:
     return sorted(job.subject for job in peps.jobs.values())
 
@@ -611,8 +599,8 @@ def names(seen) -> list[str]:
     return sorted(acquisition.l1c for acquisition in seen)
 
 
-def listed(path: str = "list.txt") -> list[str]:
-    return Path(path).read_text().splitlines()
+def listed() -> list[str]:
+    return Path("list.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -763,7 +751,6 @@ def test_last_line_counts_what_was_really_ordered(run, peps):
     assert listed() == [earlier.l1c, plain.l1c]
 
 
-# ---- the catalogue
 def test_twelve_hundred_products_are_three_requests(run, peps):
     named = [f"S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_{number:06}" for number in range(1200)]
     peps.catalogue = [{"properties": {"productIdentifier": name}} for name in named]
