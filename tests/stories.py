@@ -46,7 +46,7 @@ def failed(words: str) -> str:
     return f"<ProcessFailed><ows:ExceptionReport>{report}</ows:ExceptionReport></ProcessFailed>"
 
 
-def exception_report(words: str) -> bytes:
+def refusal(words: str) -> bytes:
     text = f"<Exception><ExceptionText>{words}</ExceptionText></Exception>"
     return f'<ExceptionReport xmlns="{OWS_NS}">{text}</ExceptionReport>'.encode()
 

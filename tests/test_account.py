@@ -415,7 +415,6 @@ def test_a_product_on_a_host_with_a_wrong_certificate(distrust, run, internet):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost.", "LOCALHOST"])
 def test_loopback_is_reached_without_the_proxy(host, run, internet, make_job):
-    """Whatever name a document gives to this machine, the account does not leave it."""
     job = make_job()
     job.results = [url.replace("127.0.0.1", host) for url in job.results]
     server = job.peps.url.replace("127.0.0.1", "localhost" if host.lower().startswith("l") else host)
@@ -614,7 +613,6 @@ def test_the_account_may_come_from_a_pipe(finish, peps):
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o644, True), (0o640, True)])
 def test_account_file_that_others_can_read(run, account, mode, warned):
-    """It gets a warning, and works; in a quiet run it gets none."""
     account.chmod(mode)
     result = run("full_maja_process", *ORDER)
     assert (result.err.count("warning"), len(result.err.splitlines())) == (int(warned), int(warned))

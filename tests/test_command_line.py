@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from local_peps import SEARCH, WPS
-from stories import CHECKOUT, NOVEMBER, SHORT, answer, exception_report, failed, only_line
+from stories import CHECKOUT, NOVEMBER, SHORT, answer, failed, only_line, refusal
 
 import peps_common
 
@@ -94,7 +94,6 @@ def test_network_library_is_not_loaded_in_vain(script, argv, expected):
 
 @every_script
 def test_scripts_are_executable(script):
-    """./full_maja_download.py works as it did."""
     assert os.access(CHECKOUT / f"{script}.py", os.X_OK)
     shown = shell([f"./{script}.py", "--version"], cwd=CHECKOUT)
     assert shown.stdout == f"{script}.py {peps_common.__version__}\n"
@@ -140,7 +139,6 @@ def test_surplus_words_are_refused(refused, script, surplus):
 
 
 def test_the_lone_number_of_a_documented_line_is_ignored(run):
-    """Before the options of peps_maja_process alone, and with a warning."""
     plain = run("peps_maja_process", *GOOD["peps_maja_process"], "-n")
     with_it = run("peps_maja_process", "2", *GOOD["peps_maja_process"], "-n")
     assert with_it.out == plain.out
@@ -230,7 +228,6 @@ def test_bad_area(refused, area):
     ids=" ".join,
 )  # fmt: skip
 def test_bad_download_option(refused, folder, script, argv):
-    """Numbers count from 1, minutes are above 0, and the folder can be made."""
     (folder / "list.txt").write_text("product\n")
     refused(script, *GOOD[script], *argv)
 
@@ -263,7 +260,7 @@ BAD_LOGS = {
     "empty": "", "blank lines": "\n" * 1000, "text": "PEPS is resting", "zip": "PK\x03\x04\x00\x00",
     "page": "<html><body>Maintenance</body></html>", "no statusLocation": answer(),
     "a file as statusLocation": answer("file:///etc/passwd"), "failed": answer(PLACE, failed("no")),
-    "ExceptionReport": exception_report("no"), "JSON error": '{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}',
+    "ExceptionReport": refusal("no"), "JSON error": '{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}',
     "other JSON": '{"type": "FeatureCollection", "features": []}',
     "DTD": b'<!DOCTYPE a [<!ENTITY b "c">]>' + answer("http://127.0.0.1:1/&b;.xml"),
 }  # fmt: skip
@@ -271,7 +268,6 @@ BAD_LOGS = {
 
 @pytest.mark.parametrize("text", BAD_LOGS.values(), ids=BAD_LOGS)
 def test_bad_log(refused, folder, text):
-    """A log that leads to no job is named, once, and nothing is asked."""
     (folder / "job.log").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused("full_maja_download", "-l", "job.log", words="job.log")
 
@@ -338,7 +334,6 @@ def test_without_a_good_requests_one_line_says_what_to_install(state, account, p
 
 
 def test_help_for_a_reader_who_leaves(account):
-    """`-h | head -1` ends in silence."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(CHECKOUT / "full_maja_process.py"), "-h"]

@@ -102,18 +102,11 @@ def test_a_broken_product_stays_until_its_successor_is_whole(run, job, victim):
     job.require_whole()
 
 
-def make_link(path: Path):
-    path.symlink_to(Path("precious").absolute())
-
-
-def make_loop(path: Path):
-    path.symlink_to(path.name)
-
-
 @pytest.mark.parametrize(("make", "suffix"), [
-    (Path.mkdir, ""), (Path.mkdir, ".part"), (os.mkfifo, ""), (os.mkfifo, ".part"), (make_link, ".part"),
-    (make_loop, ""), (make_loop, ".part"),
-], ids=["folder", "folder as .part", "pipe", "pipe as .part", "link as .part", "loop", "loop as .part"])  # fmt: skip
+    *((make, suffix) for make in (Path.mkdir, os.mkfifo, lambda odd: odd.symlink_to(odd.name))
+      for suffix in ("", ".part")),
+    (lambda odd: odd.symlink_to("../precious"), ".part"),
+], ids=["folder", "folder.part", "pipe", "pipe.part", "loop", "loop.part", "link.part"])  # fmt: skip
 def test_what_is_no_plain_file_fails_that_product_alone(make, suffix, run, job, victim):
     Path("precious").write_bytes(b"precious")
     odd = victim.with_name(victim.name + suffix)
@@ -173,7 +166,6 @@ def test_results_that_are_no_zip_and_do_not_come(fault, ends, run, job, peps):
 
 
 def test_two_results_of_one_name(run, job, peps):
-    """The second is refused; the same address twice is one result."""
     first = job.results[0]
     job.results += [first, first.replace("/31TCJ/", "/elsewhere/")]
     result = download(run, job, status=1)
@@ -247,7 +239,6 @@ def test_the_disk_is_full_in_the_middle(run, job, mount):
 
 
 def test_a_part_counts_for_the_room_that_is_needed(run, job, victim, mount):
-    """What is on disk already needs no room a second time."""
     mount(f"size={(3 * len(job.bodies[victim.name]) // 4096 + 8) * 4096}")
     job.part(victim.name).write_bytes(job.bodies[victim.name][:-100])
     assert download(run, job).err == ""

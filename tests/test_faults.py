@@ -15,13 +15,7 @@ import types
 from typing import NamedTuple
 
 import pytest
-
-# isort: off
-from faulty_http import (
-    cut, endless, for_gets, for_heads, head_and, hold, json_error, no_range, raw, reset, stall, status, without_length,
-)  # fmt: skip
-
-# isort: on
+from faulty_http import cut, endless, for_gets, head_and, hold, no_range, raw, reset, stall, status, without_length
 from local_peps import make_product
 from stories import FinishedJob, answer, failed, flipped, lines_of, only_line, report_of, wait_until
 
@@ -35,6 +29,7 @@ PAGE = b"<!DOCTYPE html><html><body>Maintenance</body></html>"
 BODY = make_product(VICTIM, SIZE)
 ALL = len(BODY)
 REST_OF_ALL = f"bytes {HELD}-{ALL - 1}/{ALL}"
+FEW = f"bytes {HELD}-{HELD + 999}"
 
 
 def both(first, second):
@@ -42,24 +37,23 @@ def both(first, second):
     return lambda handler: first(handler) or second(handler)
 
 
-def chunked(body: bytes, piece: int = 7000) -> bytes:
-    """A body in chunked transfer coding, whole."""
-    pieces = [body[at : at + piece] for at in range(0, len(body), piece)]
-    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in pieces) + b"0\r\n\r\n"
+def send(document: bytes | str, **headers):
+    """Answer with a document as it is, its headers right or wrong."""
+    body = document.encode() if isinstance(document, str) else document
+    return status(200, {name.replace("_", "-"): value for name, value in headers.items()}, body)
 
 
-def send_chunked(content: bytes):
-    return head_and(content, "Transfer-Encoding: chunked")
+def send_chunked(end: int | None = None, more: bytes = b""):
+    """The product in chunked transfer coding, up to some byte of that, and something more."""
+    pieces = [BODY[at : at + 7000] for at in range(0, ALL, 7000)]
+    whole = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    return head_and(whole[:end] + more, "Transfer-Encoding: chunked")
 
 
-def part_answer(content_range: str | None, body: bytes):
-    """A 206 that is not what was asked for."""
+def rest(content_range: str | None, first: int = HELD, end: int | None = None, body: bytes = BODY):
+    """A 206 of these bytes, whatever was asked for."""
     headers = {"Content-Range": content_range} if content_range else {}
-    return status(206, headers, body, "application/zip")
-
-
-def zip_answer(body: bytes, **headers):
-    return status(200, {name.replace("_", "-"): value for name, value in headers.items()}, body, "application/zip")
+    return status(206, headers, body[first:end], "application/zip")
 
 
 def moved(location: str | None, code: int = 302):
@@ -82,8 +76,8 @@ def damaged_in_two_pieces(handler):
     """The damaged product, each answer from its start broken off so that the rest is a continuation."""
     body = flipped(BODY, HELD // 2)
     if "range" in handler.record.headers:
-        return part_answer(REST_OF_ALL, body[HELD:])(handler)
-    return cut(HELD)(handler) or zip_answer(body)(handler)
+        return rest(REST_OF_ALL, body=body)(handler)
+    return cut(HELD)(handler) or send(body)(handler)
 
 
 class Row(NamedTuple):
@@ -155,43 +149,37 @@ LENGTHS = {
     "no length": mended(without_length, sent=ALL),
     "no length, cut in the middle": mended(both(without_length, cut(HELD))),
     "no length, cut in the middle, for ever": never(both(without_length, cut(HELD)), left=None),
-    "length too large": mended(zip_answer(BODY, Content_Length=ALL + 100)),
-    "length too large, for ever": later(zip_answer(BODY, Content_Length=ALL + 100), left=None),
-    "length too small": mended(zip_answer(BODY, Content_Length=ALL - 100)),
-    "length too small, for ever": never(zip_answer(BODY, Content_Length=ALL - 100), left=None),
-    "length of zero": mended(zip_answer(BODY, Content_Length=0)),
-    "length of five thousand digits": mended(zip_answer(BODY, Content_Length="9" * 5000)),
-    "length is a word": mended(zip_answer(BODY, Content_Length="many")),
-    "length below zero": mended(zip_answer(BODY, Content_Length="-5")),
+    "length too large": mended(send(BODY, Content_Length=ALL + 100)),
+    "length too large, for ever": later(send(BODY, Content_Length=ALL + 100), left=None),
+    "length too small": mended(send(BODY, Content_Length=ALL - 100)),
+    "length too small, for ever": never(send(BODY, Content_Length=ALL - 100), left=None),
+    "length of zero": mended(send(BODY, Content_Length=0)),
+    "length of five thousand digits": mended(send(BODY, Content_Length="9" * 5000)),
+    "length is a word": mended(send(BODY, Content_Length="many")),
+    "length below zero": mended(send(BODY, Content_Length="-5")),
     "two lengths": later(
         head_and(BODY, f"Content-Length: {ALL}", "Content-Length: 5"), words=("127.0.0.1",), unsaid="address"
     ),
-    "chunked": mended(send_chunked(chunked(BODY))),
-    "chunked, cut in the middle": mended(send_chunked(chunked(BODY)[:HELD])),
-    "chunked, with a size that is none": mended(send_chunked(chunked(BODY)[:HELD] + b"zz\r\n")),
-    "chunked, without its end": mended(send_chunked(chunked(BODY)[:-5])),
+    "chunked": mended(send_chunked()),
+    "chunked, cut in the middle": mended(send_chunked(HELD)),
+    "chunked, with a size that is none": mended(send_chunked(HELD, b"zz\r\n")),
+    "chunked, without its end": mended(send_chunked(-5)),
 }
 
 RANGES = {
     "range ignored": mended(no_range, **OF_PART, sent=ALL),
     "range ignored after a cut": mended(cut(HELD), no_range, sent=HELD + ALL),
-    "range from the start": mended(part_answer(f"bytes 0-{ALL - 1}/{ALL}", BODY), **OF_PART),
-    "range from another byte": mended(part_answer(f"bytes {HELD + 9}-{ALL - 1}/{ALL}", BODY[HELD + 9 :]), **OF_PART),
-    "range from another byte, for ever": never(part_answer(f"bytes 9-{ALL - 1}/{ALL}", BODY[9:]), left=PART, **OF_PART),
-    "part of a product without Content-Range": mended(part_answer(None, BODY[HELD:]), **OF_PART),
-    "Content-Range of an unknown total": mended(part_answer(f"bytes {HELD}-{ALL - 1}/*", BODY[HELD:]), **OF_PART),
-    "Content-Range in other units": mended(part_answer(f"items {HELD}-{ALL - 1}/{ALL}", BODY[HELD:]), **OF_PART),
-    "Content-Range that is garbage": mended(part_answer("bytes", BODY[HELD:]), **OF_PART),
-    "Content-Range of five thousand digits": mended(
-        part_answer(f"bytes {HELD}-{'9' * 5000}/{'9' * 5000}", BODY[HELD:]), **OF_PART
-    ),
-    "less than asked for": mended(
-        part_answer(f"bytes {HELD}-{HELD + 999}/{ALL}", BODY[HELD : HELD + 1000]), **OF_PART, sent=ALL - HELD
-    ),
-    "less than asked for, of an unknown total": mended(
-        part_answer(f"bytes {HELD}-{HELD + 999}/*", BODY[HELD : HELD + 1000]), **OF_PART
-    ),
-    "part not asked for": mended(part_answer(f"bytes 5-{ALL - 1}/{ALL}", BODY[5:])),
+    "range from the start": mended(rest(f"bytes 0-{ALL - 1}/{ALL}", 0), **OF_PART),
+    "range from another byte": mended(rest(f"bytes {HELD + 9}-{ALL - 1}/{ALL}", HELD + 9), **OF_PART),
+    "range from another byte, for ever": never(rest(f"bytes 9-{ALL - 1}/{ALL}", 9), left=PART, **OF_PART),
+    "part of a product without Content-Range": mended(rest(None), **OF_PART),
+    "Content-Range of an unknown total": mended(rest(f"bytes {HELD}-{ALL - 1}/*"), **OF_PART),
+    "Content-Range in other units": mended(rest(f"items {HELD}-{ALL - 1}/{ALL}"), **OF_PART),
+    "Content-Range that is garbage": mended(rest("bytes"), **OF_PART),
+    "Content-Range of five thousand digits": mended(rest(f"bytes {HELD}-{'9' * 5000}/{'9' * 5000}"), **OF_PART),
+    "less than asked for": mended(rest(f"{FEW}/{ALL}", end=HELD + 1000), **OF_PART, sent=ALL - HELD),
+    "less than asked for, of an unknown total": mended(rest(f"{FEW}/*", end=HELD + 1000), **OF_PART),
+    "part not asked for": mended(rest(f"bytes 5-{ALL - 1}/{ALL}", 5)),
     "416, all is there": mended(before=BODY, sent=0),
     "416, all is there but damaged": mended(before=flipped(BODY, HELD // 2), sent=ALL),
     "416, more is there than the product has": mended(before=BODY + b"x" * 100, sent=ALL),
@@ -224,25 +212,25 @@ LACKING = BODY[:HELD] + BODY[HELD + 10_000 :]  # its directory, at the end, can 
 CONTENTS = {
     "a page once": mended(status(200, body=PAGE)),
     "a page for ever": never(status(200, body=PAGE), words=("page",)),
-    "a page that says it is a zip": never(zip_answer(PAGE), words=("page",)),
+    "a page that says it is a zip": never(status(200, body=PAGE, content_type="application/zip"), words=("page",)),
     "an error with 200": never(
-        status(200, {}, json_error(400, "the tape is lost")[2], "application/json"), words=("the tape is lost",)
+        send('{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}'), words=("the tape is lost",)
     ),
     "an empty answer once": mended(status(200)),
     "an empty answer for ever": never(status(200), words=("an empty answer",)),
     "a page instead of the rest": never(status(200, body=PAGE), words=("page",), left=PART, **OF_PART),
     "an empty answer instead of the rest": never(status(200), words=("an empty answer",), left=PART, **OF_PART),
     "a page instead of the rest, once": mended(status(200, body=PAGE), **OF_PART, sent=len(PAGE) + ALL - HELD),
-    "packed once more": never(zip_answer(gzip.compress(BODY), Content_Encoding="gzip"), words=("page",)),
-    "said to be packed": mended(zip_answer(BODY, Content_Encoding="gzip"), sent=ALL),
-    "half a zip once": mended(zip_answer(BODY[: ALL // 2])),
-    "half a zip for ever": never(zip_answer(BODY[: ALL // 2]), left=None),
-    "the start of a zip for ever": never(zip_answer(b"PK\3\4"), left=None),
-    "two bytes of a zip for ever": never(zip_answer(b"PK")),
-    "bytes missing in the middle": mended(zip_answer(LACKING)),
-    "bytes missing in the middle, for ever": never(zip_answer(LACKING), words=("damaged",)),
-    "bytes before the first member": mended(zip_answer(b"PK\3\4" + bytes(100) + BODY)),
-    "a zip without anything in it": never(zip_answer(b"PK\5\6" + bytes(18)), left=None),
+    "packed once more": never(send(gzip.compress(BODY), Content_Encoding="gzip"), words=("page",)),
+    "said to be packed": mended(send(BODY, Content_Encoding="gzip"), sent=ALL),
+    "half a zip once": mended(send(BODY[: ALL // 2])),
+    "half a zip for ever": never(send(BODY[: ALL // 2]), left=None),
+    "the start of a zip for ever": never(send(b"PK\3\4"), left=None),
+    "two bytes of a zip for ever": never(send(b"PK")),
+    "bytes missing in the middle": mended(send(LACKING)),
+    "bytes missing in the middle, for ever": never(send(LACKING), words=("damaged",)),
+    "bytes before the first member": mended(send(b"PK\3\4" + bytes(100) + BODY)),
+    "a zip without anything in it": never(send(b"PK\5\6" + bytes(18)), left=None),
     "a damaged zip in two pieces": mended(damaged_in_two_pieces, damaged_in_two_pieces, sent=2 * ALL),
     "a damaged zip in two pieces, for ever": never(damaged_in_two_pieces, words=("damaged",), left=None),
 }
@@ -428,7 +416,7 @@ def test_a_server_without_head(name, run, make_job, monkeypatch):
     """Lengths are a wish; one that is asked in vain is not asked for each product."""
     monkeypatch.setattr(full_maja_download, "LENGTH_PATIENCE_S", 0.2)
     job = make_job(count=8)
-    job.hit(for_heads(HEADS[name]), "/maja/")
+    job.hit(lambda handler: handler.command == "HEAD" and HEADS[name](handler), "/maja/")
     assert run("full_maja_download", *job.argv, "-j", 2).err == ""
     assert name != "stalls" or len(job.peps.requests("/maja/", "HEAD")) <= 2
     job.require_whole()
@@ -436,11 +424,6 @@ def test_a_server_without_head(name, run, make_job, monkeypatch):
 
 DTD = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
 TOO_MUCH = b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)
-
-
-def send(document: str | bytes, **headers):
-    body = document.encode() if isinstance(document, str) else document
-    return status(200, {name.replace("_", "-"): value for name, value in headers.items()}, body)
 
 
 # Small on the wire and large in the end.
@@ -462,7 +445,7 @@ DOCUMENTS: dict[str, dict[str, tuple]] = {
         "a page": (send("<html><body>Maintenance</body></html>"), LATER),
         "empty": (send(""), LATER),
         "JSON": (send('{"a": 1}'), LATER),
-        "an error": (send(json_error(400, "no such job at all")[2]), FAILED, "no such job at all"),
+        "an error": (send('{"ErrorCode": 400, "ErrorMessage": "no such job"}'), FAILED, "no such job"),
         "no text": (send(bytes(range(256))), LATER),
         "in no known encoding": (send('<?xml version="1.0" encoding="klingon"?><x/>'), LATER),
         "nested too deep": (send("<a>" * 20_000 + "</a>" * 20_000), LATER),

@@ -68,9 +68,8 @@ def test_documented_download_works_as_written(run, finish, peps, folder, more, w
 
 def test_documented_single_download_works_as_written(run, finish, peps, folder):
     """The products come to the folder of -w, while the logs stay where the order wrote them."""
-    run(*shlex.split(
-        "peps_maja_process 2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51 -p prod_list_toulouse.txt"
-    ))  # fmt: skip
+    line = "2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51 -p prod_list_toulouse.txt"
+    run("peps_maja_process", *line.split())
     peps.advance(hours=3)
     result = finish("peps_maja_download", "-p", "prod_list_toulouse.txt", "-a", "peps.txt", "-w", folder / "PEPS_MAJA")
     seen = acquisitions("31TCJ", "2017-11-01", "2017-12-01", 51)
@@ -444,7 +443,6 @@ def test_bad_list_is_said_before_anything_is_asked(run, peps, text):
 
 
 def test_dry_run_says_how_things_stand_and_fetches_nothing(run, make_job, peps):
-    """What is on disk, what would be fetched, how much that is; status 75 until all is there."""
     job = make_job(size=612_000)
     first, *_ = job.bodies
     (job.products / first).write_bytes(job.bodies[first])

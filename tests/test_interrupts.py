@@ -122,7 +122,6 @@ def interrupt(process: subprocess.Popen, number: int, ends: int, times: int = 1)
 @SIGNALS
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_interrupted_in_a_stalled_download(number, ends, times, make_job, launch, run):
-    """One line, the right status, and what was there goes on from there."""
     job = make_job()
     name = next(iter(job.bodies))
     job.hit(for_gets(stall(HELD), for_ever=True))
@@ -359,7 +358,6 @@ MANY = {
 
 @pytest.mark.parametrize("name", MANY)
 def test_memory_of_sixteen_documents(make_job, name, capsys, request):
-    """Sixteen hostile documents at once take less than 256 MiB."""
     if "as are read" in name and not request.config.getoption("--every-step"):
         pytest.skip("takes seven seconds; --every-step")
     place, document = MANY[name]

@@ -19,16 +19,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-
-# isort: off
 from faulty_http import cut, hold, reset, stall, status
 from local_peps import OUTPUTS, SEARCH, WPS, acquisitions, feature
-from stories import (
-    NOVEMBER, PERIOD, SHORT, answer, closed_port, exception_report, failed, limited, names_in, only_line, wait_until,
-    xml,
-)  # fmt: skip
-
-# isort: on
+from stories import NOVEMBER, SHORT, answer, closed_port, failed, limited, names_in, only_line, refusal, wait_until, xml
 
 import peps_common
 
@@ -97,7 +90,6 @@ def test_documented_order_works_as_written(finish, peps, more, query):
     ("2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51", "lat=43.500000&lon=1.000000", ORBIT_51),
 ], ids=["town", "point", "stray 2"])  # fmt: skip
 def test_documented_line_searches_asks_and_orders(terminal, peps, line, area, found):
-    """A documented line, typed at a terminal: one search, a question above ten products, one job a product."""
     shown = terminal("peps_maja_process", *line.split(), "-p", "prod_list_toulouse.txt", answer=b"yes\n")
     searched = f"{area}&startDate=2017-11-01&completionDate=2017-12-01&maxRecords=500&productType=S2MSI1C"
     assert [request.query for request in peps.requests(SEARCH)] == [searched]
@@ -187,7 +179,7 @@ def test_file_that_is_no_log_is_replaced_by_force_alone(run, peps, content):
 
 
 def test_the_log_of_a_refused_order_is_free(run, peps):
-    Path("J.log").write_bytes(exception_report("no"))
+    Path("J.log").write_bytes(refusal("no"))
     order(run)
     assert next(iter(peps.jobs)) in Path("J.log").read_text()
 
@@ -250,8 +242,8 @@ TOO_LONG = b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)
 # How an order ends whose request arrived: a job, a refusal, not now, or a doubt; and in what words.
 ENDINGS: dict[str, tuple] = {
     "ExceptionReport": (REFUSE, "refused", LOCKED),
-    "ExceptionReport, 500": (status(500, body=exception_report(LOCKED)), "refused", LOCKED),
-    "ExceptionReport, 504": (status(504, body=exception_report(LOCKED)), "refused", LOCKED),
+    "ExceptionReport, 500": (status(500, body=refusal(LOCKED)), "refused", LOCKED),
+    "ExceptionReport, 504": (status(504, body=refusal(LOCKED)), "refused", LOCKED),
     "ProcessFailed": (xml(answer(PLACE.format(1), failed(LOCKED))), "refused", LOCKED),
     "JSON, 200": (error(400), "refused", LOCKED),
     "JSON, 400": (error(400, 400), "refused", LOCKED),
@@ -264,7 +256,7 @@ ENDINGS: dict[str, tuple] = {
     "418 and a page": (status(418, body=b"<html>tea</html>"), "refused", "418"),
     "429": (status(429, {"Retry-After": "0"}), "not now", "429", "later"),
     "503": (status(503, body=b"<html>busy</html>"), "not now", "503", "later"),
-    "503 and an ExceptionReport": (status(503, body=exception_report("busy")), "not now", "503", "later"),
+    "503 and an ExceptionReport": (status(503, body=refusal("busy")), "not now", "503", "later"),
     "JSON 503, 200": (error(503), "not now", "503", "later"),
     "JSON 429, 500": (error(429, 500), "not now", "429", "later"),
     "408": (status(408), "doubt", "408"),
@@ -559,7 +551,7 @@ def test_stopped_at_every_step(case, stop, steps, peps, request, capsys):
     stride = 1 if request.config.getoption("--every-step") or stop == "OSError" else 41
     offset = random.SystemRandom().randrange(1, stride + 1)
     server = closed_port() if case == "not connected" else peps.url
-    argv = ["-t", "31TCJ", *PERIOD, "-l", "J.log", "--server", server]
+    argv = ["-t", "31TCJ", *SHORT, "-l", "J.log", "--server", server]
     if CASES[case]:
         peps.always.append((EXECUTE, CASES[case]))
     for step in itertools.count(offset, stride):
@@ -787,7 +779,6 @@ def test_catalogue_without_end_is_an_error(run, peps):
 
 
 def test_missing_and_null_keys_do_not_matter(run, peps):
-    """All that a feature must have is the product's name; one without a usable name is left out with a warning."""
     bare, null, odd, whole = ORBIT_51[:4]
     nothing = dict.fromkeys(feature(null)["properties"])
     usable = [

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from stories import answer, exception_report, failed
+from stories import answer, failed, refusal
 
 import full_maja_download as download
 import peps_common as common
@@ -109,7 +109,7 @@ def test_an_answer_that_was_cut_off_is_a_job(length):
 
 REFUSALS = {
     "ProcessFailed": (answer(UUID_URL, failed("no  such&#10; tile")), "no such tile"),
-    "ExceptionReport": (exception_report("no such tile"), "no such tile"),
+    "ExceptionReport": (refusal("no such tile"), "no such tile"),
     "no reason": (b"<ExceptionReport/>", ""),
     "JSON": (b'{"ErrorCode": 401, "ErrorMessage": "no such tile"}', "no such tile"),
     "JSON without a code": (b'\n {"ErrorMessage": "no such tile"}', "no such tile"),
@@ -574,7 +574,6 @@ def test_values_that_are_refused(kind, text):
 
 @given(st.datetimes(min_value=datetime(1000, 1, 1)))
 def test_every_day_of_the_calendar_is_a_date(value):
-    """A date is read as it is written, and a moment stays as it was written."""
     assert common.as_date(f"{value:%Y-%m-%d}") == value.date()
     assert as_moment(f"{value:%Y-%m-%dT%H:%M:%S}") == f"{value:%Y-%m-%dT%H:%M:%S}"
 
