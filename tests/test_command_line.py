@@ -250,7 +250,7 @@ def test_server_has_a_default(run, monkeypatch, value):
 
 @pytest.mark.parametrize(("ending", "path"), [("", ""), ("/", ""), ("/mirror", "/mirror"), ("/mirror/", "/mirror")])
 def test_server_option_wins_and_may_have_a_path(run, peps, monkeypatch, ending, path):
-    monkeypatch.setenv("PEPS_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("PEPS_URL", "http://127.0.0.1:9" if ending else "nonsense")
     run("full_maja_process", *GOOD["full_maja_process"], "--server", peps.url + ending, status=None)
     assert [request.path for request in peps.journal] == [path + WPS]
 
@@ -269,7 +269,28 @@ BAD_LOGS = {
 @pytest.mark.parametrize("text", BAD_LOGS.values(), ids=BAD_LOGS)
 def test_bad_log(refused, folder, text):
     (folder / "job.log").write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused("full_maja_download", "-l", "job.log", words="job.log")
+    assert refused("full_maja_download", "-l", "job.log", words="job.log").count("job.log") == 1
+
+
+@both_processes
+@pytest.mark.parametrize("option", ["-l", "-p", "--json"])
+def test_a_missing_folder_is_seen_before_anything_is_sent(refused, script, option):
+    if (option, script) not in (("-l", "peps_maja_process"), ("-p", "full_maja_process")):
+        refused(script, *GOOD[script], option, "no/such.file", words="no: there is no such folder")
+
+
+def test_two_logs_that_share_a_report_are_refused(refused, folder):
+    for name in ("job.log", "job"):
+        (folder / name).write_bytes(answer(PLACE))
+    refused("full_maja_download", "-l", "job.log", "job", words="job.json")
+
+
+def test_a_remedy_with_a_blank_in_a_path_is_quoted(run, account, folder):
+    (folder / "my data").mkdir()
+    account.rename(folder / "my data" / "peps.txt").chmod(0o644)
+    result = run("full_maja_process", *GOOD["full_maja_process"], "-a", "my data/peps.txt")
+    only_line(result, "chmod 600 'my data/peps.txt'")
+    assert "-a 'my data/peps.txt'" in result.out
 
 
 NO_FILES = {

@@ -165,6 +165,44 @@ def test_results_that_are_no_zip_and_do_not_come(fault, ends, run, job, peps):
     assert not ends or only_line(result, "quality.tgz")
 
 
+def test_a_file_that_comes_from_elsewhere_meanwhile_stays(run, job, peps):
+    """An error in two packets is one, too."""
+    peps.products["quality.tgz"] = bytes(1000)
+    job.results.append(f"{peps.url}/cgi-bin/mapcache_results/maja/31TCJ/quality.tgz")
+    ready = threading.Event()
+    ready.set()
+    error = status(200, body=b'{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}')
+    job.hit(for_gets(lambda handler: hold(ready, 9)(handler) or error(handler), for_ever=True), "quality.tgz")
+    only_line(download(run, job, status=1), "quality.tgz", "the tape is lost")
+    job.mend()
+    ours = job.products / "quality.tgz"
+    job.hit(for_gets(lambda handler: bool(ours.write_bytes(b"mine")) and False), "quality.tgz")
+    download(run, job)
+    assert job.on_disk() == {**job.bodies, "quality.tgz": b"mine"}
+
+
+def test_a_part_that_is_longer_than_its_product(run, job, victim):
+    job.part(victim.name).write_bytes(bytes(10**6))
+    assert "-" not in download(run, job, "-n", status=75).out.splitlines()[0].partition("to fetch")[2]
+    download(run, job)
+    job.require_whole()
+
+
+def test_a_pipe_beside_the_log_is_not_waited_for(run, job):
+    for name in ("31TCJ.json", "31TCJ.stat"):
+        Path(name).unlink(missing_ok=True)
+        os.mkfifo(name)
+        download(run, job)
+    job.require_whole()
+
+
+def test_a_disk_without_lasting_file_numbers_ends_in_words(run, job, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(peps_common.time, "monotonic", lambda: next(clock) / 10)
+    monkeypatch.setattr(peps_common, "is_same", lambda *files: False)
+    only_line(download(run, job, status=75), "31TCJ.json", "another run", "later")
+
+
 def test_two_results_of_one_name(run, job, peps):
     first = job.results[0]
     job.results += [first, first.replace("/31TCJ/", "/elsewhere/")]
@@ -255,9 +293,16 @@ def test_a_read_only_folder(run, job, mount):
     only_line(run("full_maja_download", "-l", log, status=1), str(log), "ead-only")
 
 
-def test_a_disk_that_tells_no_size(run, job, monkeypatch):
-    """statvfs that says 0 of 0 is not a full disk."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+@pytest.mark.parametrize("sizes", [(0, 0, 0), ()], ids=["0 of 0", "an error"])
+def test_a_disk_that_tells_no_size(run, job, monkeypatch, sizes):
+    """It is not a full one."""
+
+    def disk_usage(path):
+        if not sizes:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+        return shutil._ntuple_diskusage(*sizes)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     download(run, job)
     job.require_whole()
 
@@ -282,7 +327,7 @@ def test_courtesies_to_the_disk_fail_nothing(run, make_job, monkeypatch, refused
     job.require_whole()
 
 
-@pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "ENOTSUP"])
+@pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "ENOTSUP", "EINVAL", "EIO"])
 def test_a_file_system_without_locks(run, job, number, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     code = getattr(errno, number)
@@ -376,7 +421,7 @@ def test_no_more_threads(finish, make_job):
 
 @pytest.mark.parametrize(("place", "name", "error", "words"), [
     (threading.Thread, "start", RuntimeError("can't start"), "no thread can be started"),
-    (peps_common, "parse_wps", MemoryError(), "memory"),
+    (peps_common, "parse_wps", MemoryError(), "memory"), (zipfile, "ZipFile", MemoryError(), "memory"),
 ])  # fmt: skip
 def test_no_thread_at_all_and_no_more_memory(run, job, monkeypatch, place, name, error, words):
     monkeypatch.setattr(place, name, lambda *args, **more: (_ for _ in ()).throw(error))

@@ -155,6 +155,7 @@ LENGTHS = {
     "length too small, for ever": never(send(BODY, Content_Length=ALL - 100), left=None),
     "length of zero": mended(send(BODY, Content_Length=0)),
     "length of five thousand digits": mended(send(BODY, Content_Length="9" * 5000)),
+    "a cookie of many digits": mended(send(BODY, Set_Cookie=f"a=b; Max-Age={'9' * 400}"), sent=ALL),
     "length is a word": mended(send(BODY, Content_Length="many")),
     "length below zero": mended(send(BODY, Content_Length="-5")),
     "two lengths": later(

@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -370,7 +371,7 @@ def test_cloudy_dates_are_counted_and_named_once(run, peps):
     cloudy = [seen.l2a for seen in EXPECTED if seen.cloudy]
     order(run)
     peps.advance(hours=100)
-    result = follow(run)
+    result = follow(run, status=75, more=("-n",))
     assert all(len(lines_of(result.out, name)) == 1 for name in cloudy)
     again = follow(run)
     assert counts(last(result))["too cloudy"] == counts(last(again))["too cloudy"] == len(cloudy) > 0
@@ -411,6 +412,7 @@ def test_missing_acquisitions_are_exactly_the_lost_ones(run, peps):
     result = follow(run, more=("--json", "list.json"))
     assert [seen.l1c for seen in EXPECTED if named_in(result.err, seen)] == [seen.l1c for seen in lost]
     assert counts(last(result))["dates lost"] == len(lost)
+    assert follow(run, more=("-q", "--json", "list.json")) == (0, "", "")
 
 
 def test_a_list_for_one_job_leaves_the_count_of_another(run, peps):
@@ -479,6 +481,47 @@ def test_wait_stays_until_the_job_has_ended(run, peps, monkeypatch):
     assert next(steps, None) is None
     assert zips() == CLEAR
     assert all(re.match(clock, text) for text in result.out.splitlines())
+
+
+def test_what_is_known_is_not_said_again_after_an_outage(run, peps):
+    """The service falls silent in the middle of the products: each cloudy date and the lost ones are named once."""
+    peps.lost = {EXPECTED[0].l1c}
+    peps.always.append(("/maja/", lambda handler: len(peps.requests("report.json")) < 2 and status(503)(handler)))
+    order(run)
+    peps.advance(hours=100)
+    result = follow(run, more=("--wait", "--interval", "0.001"))
+    assert result.out.count(": too cloudy: ") == sum(seen.cloudy for seen in EXPECTED[1:])
+    assert result.err.count("1 date lost") == 1
+    assert zips() == CLEAR - {EXPECTED[0].l2a}
+
+
+def test_a_next_look_is_never_announced_for_the_past(monkeypatch):
+    monkeypatch.setattr(peps_common.console, "due", time.time() - 3600)
+    minutes = [time.strftime("next look at %H:%M", time.localtime(time.time() + more)) for more in (0, 60)]
+    assert peps_common.console.later in minutes
+
+
+@pytest.mark.parametrize("before", [b"", None], ids=["an empty log", "a job"])
+def test_a_doubt_ends_a_wait(run, peps, before):
+    """A log without a job, or with an older one: what is in doubt is said, counted, and what helps is named."""
+    if before is None:
+        order(run)
+        peps.advance(hours=100)
+    else:
+        Path("31TCJ.log").write_bytes(before)
+    peps.faults.append(("FULL_MAJA", status(504)))
+    run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log", *(["--force"] * (before is None)), status=1)
+    result = follow(run, status=1, more=("--wait", "--interval", "0.001"))
+    line = only_line(result, "31TCJ.log: the order of", "in doubt", "remove 31TCJ.log.part and order again")
+    assert line.endswith(" with --force") == (before is None)
+    assert ("1 in doubt beside it. " if before is None else " 1 job in doubt.") in last(result)
+
+
+def test_a_report_that_is_named_beside_the_status_document(run, peps, make_job):
+    job = make_job()
+    job.hit(xml(answer(f"{job.base}.xml", "<ProcessSucceeded/>", "31TCJ/r.json")), "/31TCJ.xml")
+    run("full_maja_download", *job.argv)
+    job.require_whole()
 
 
 def test_wait_of_a_list(run, peps):

@@ -346,6 +346,24 @@ def test_memory_does_not_grow_with_a_product(make_job, tmp_path_factory):
     assert peak < 64
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_STORED], ids=["swells", "many members"])
+def test_memory_of_a_hostile_product(make_job, packing):
+    """Much of nothing in few bytes, a directory larger than its product: neither takes the memory."""
+    job = make_job(count=1)
+    (path,) = (job.products / name for name in job.bodies)
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        if packing == zipfile.ZIP_BZIP2:
+            with archive.open("image.tif", "w") as image:
+                for _ in range(128):
+                    image.write(bytes(2**20))
+        for number in range(130_000 * (packing == zipfile.ZIP_STORED)):
+            archive.writestr(f"{number:030}", b"")
+    job.peps.products[path.name] = path.read_bytes()
+    ended, peak = peak_mib(*job.argv, "--check")
+    assert ended == (packing != zipfile.ZIP_BZIP2)
+    assert peak < 100
+
+
 MANY = {
     "a million elements": (".xml", b"<a>" + b"<a/>" * 1_000_000 + b"</a>"),
     "elements, as many as are read": (".xml", b"<a>" + b"<a/>" * 400_000 + b"</a>"),
@@ -356,13 +374,13 @@ MANY = {
 }
 
 
-@pytest.mark.parametrize("name", MANY)
-def test_memory_of_sixteen_documents(make_job, name, capsys, request):
+@pytest.mark.parametrize(("name", "code"), [*((name, 200) for name in MANY), ("attributes", 400)])
+def test_memory_of_sixteen_documents(make_job, name, code, capsys, request):
     if "as are read" in name and not request.config.getoption("--every-step"):
         pytest.skip("takes seven seconds; --every-step")
     place, document = MANY[name]
     jobs = [make_job(f"job{number}") for number in range(16)]
-    jobs[0].hit(status(200, body=document), place)
+    jobs[0].hit(status(code, body=document), place)
     ended, peak = peak_mib("-l", *(job.log for job in jobs), "-w", "products")
     assert ended in (1, 75)
     assert not list(Path("products").iterdir())

@@ -248,7 +248,8 @@ ENDINGS: dict[str, tuple] = {
     "JSON, 200": (error(400), "refused", LOCKED),
     "JSON, 400": (error(400, 400), "refused", LOCKED),
     "JSON 400, 500": (error(400, 500), "refused", LOCKED),
-    "JSON without a code": (status(200, body=b'{"ErrorMessage": "tile 31TCJ is locked"}'), "refused", LOCKED),
+    "JSON without a code, 400": (status(400, body=b'{"ErrorMessage": "tile 31TCJ is locked"}'), "refused", LOCKED),
+    "JSON without a code, 200": (status(200, body=b'{"ErrorMessage": "a timeout"}'), "doubt"),
     "JSON 401, 200": (error(401), "refused", "account"),
     "401": (status(401), "refused", "401", "peps.txt"),
     "403": (status(403), "refused", "403", "peps.txt"),
@@ -356,6 +357,8 @@ class Door:
         self.heads.append(read_head(connection))
         if self.end == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        elif self.end == "silent":
+            connection.recv(1)
         elif self.end != "closed":
             text = JOB if self.end == "answered" else b"<html>certificate verify failed</html>"
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
@@ -479,7 +482,7 @@ def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
     _, err = process.communicate(timeout=10)
     if number in (signal.SIGINT, signal.SIGTERM):
         assert process.returncode == (130 if number == signal.SIGINT else 143)
-        only_line(err, "may have been accepted")
+        only_line(err, "J.log: the order of 20", "(interrupted before its answer", "may have been accepted", " --force")
     assert peps.authorization.split()[1].encode() not in note_of().read_bytes()
     require_doubt(run, peps)
 
@@ -493,6 +496,39 @@ def test_stopped_while_the_answer_is_awaited_over_tls(launch, door, kind):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert (process.returncode, "may have been accepted" in err) == (130, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
+def test_an_error_that_was_not_awaited_to_its_end_refuses_nothing(launch, run, peps, number):
+    """A 504 in JSON, whose end does not come: whoever stops the run, the order is in doubt."""
+    text = json.dumps({"ErrorCode": 504, "ErrorMessage": "upstream timed out"}).encode()
+    ends = threading.Event()
+    peps.always.append(
+        (EXECUTE, lambda handler: hold(ends, len(text))(handler) or status(200, body=text + b" ")(handler))
+    )
+    process = launch(*ORDER)
+    wait_until(lambda: note_of().exists() and text in note_of().read_bytes())
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    require_doubt(run, peps)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_copy_takes_the_first_free_name(run, make):
+    """What is in the way of the old log's copy is neither waited for nor a reason to lose the new order's answer."""
+    order(run)
+    make(Path("J.log.1"))
+    before = Path("J.log").read_bytes()
+    order(run, "--force")
+    assert Path("J.log.2").read_bytes() == before
+
+
+def test_the_way_out_of_a_doubt_leaves_out_what_orders_nothing(run, peps):
+    peps.always.append((EXECUTE, status(504)))
+    order(run, "--force", status=1)
+    for more in ("-n", "--force"):
+        line = only_line(order(run, more, status=1), "order it with: ")
+        assert shlex.split(line.partition("order it with: ")[2])[2:] == [*ORDER[1:], "--force"]
 
 
 def test_stopped_while_no_connection_is_made(launch, run, peps):
@@ -619,8 +655,8 @@ def test_large_order_asks(terminal, peps, typed, expected, count):
 def test_large_order_asks_a_pipe_too(finish, peps, typed, ends, count):
     result = order_each(lambda *argv, status: finish(*argv, status=status, input=typed), status=ends)
     assert len(peps.jobs) == count
-    if ends == 2:
-        only_line(result, "--yes")
+    assert "yes/no" not in result.out
+    assert ends != 2 or "--yes" in result.err.splitlines()[-1]
 
 
 def test_what_is_ordered_already_is_not_asked_about(run, peps):
@@ -673,7 +709,7 @@ def test_first_doubt_of_a_list_ends_the_run(run, peps):
     assert len({request.query for request in peps.requests(SINGLE)}) == len(peps.requests(SINGLE)) == 2
 
 
-@pytest.mark.parametrize(("fault", "ends"), [(status(503), 75), (status(401), 1), (status(404), 1)])
+@pytest.mark.parametrize(("fault", "ends"), [(status(503), 75), (status(401), 1), (status(403), 1), (status(404), 1)])
 def test_one_cause_ends_the_run(run, peps, fault, ends):
     peps.always.append((SINGLE, fault))
     only_line(order_each(run, "--yes", status=ends))
@@ -719,6 +755,15 @@ def test_force_orders_single_products_anew(run, peps):
         assert Path(f"{name}.log").read_bytes() != log
     assert listed() == [seen.l1c for seen in ORBIT_51[:2]]
     assert names_in("elsewhere") == set()
+
+
+def test_one_product_that_another_run_is_at_does_not_stop_the_others(run, peps):
+    fcntl = pytest.importorskip("fcntl")
+    peps.catalogue = list(map(feature, ORBIT_51[:3]))
+    with open(f"{ORBIT_51[1].l1c}.log.part", "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        only_line(order_each(run, "--force", status=75), "another run", ORBIT_51[1].l1c)
+    assert ordered(peps) == [ORBIT_51[0].l1c, ORBIT_51[2].l1c]
 
 
 def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps):
@@ -825,6 +870,8 @@ def test_single_dry_run_orders_nothing(run, peps):
     order_each(run, "-o", "51")
     assert {f"{peps.url}{request.target}" for request in peps.journal} <= set(shown)
     assert set(names(ORBIT_51)) <= set(shown)
+    again = order_each(run, "-n", "-o", "51").out
+    assert (again.count("identifier=MAJA"), again.count(", before\n")) == (0, len(ORBIT_51))
 
 
 def test_quiet_orders_print_nothing(run, peps):

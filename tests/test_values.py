@@ -202,7 +202,7 @@ def test_progress(value, expected):
 @pytest.mark.parametrize(("value", "count", "lost"), [
     (2, 2, ()), (0, 0, ()), ("2", 2, ()), (" 2 ", 2, ()), ("", 0, ()), (2.0, 2, ()), (-1, 0, ()), (None, 0, ()),
     ([], 0, ()), (["a", "b"], 2, ("a", "b")), ({"2017-07-04": "a"}, 1, ("a",)), ("1e999", 10**6, ()),
-    ("9" * 5000, 10**6, ()),
+    ("9" * 5000, 10**6, ()), ("-1e999", 0, ()), (float("-inf"), 0, ()),
 ], ids=lambda value: repr(value)[:20])  # fmt: skip
 def test_unprocessed(value, count, lost):
     found = parse_report(report(job_status="FINISHED", unprocessed=value))
@@ -556,7 +556,7 @@ SERVERS = [
     "peps.cnes.fr/secret", "ftp://peps.cnes.fr/secret", "file:///secret", "https://", "https://me:secret@peps.cnes.fr",
     "https://secret@peps.cnes.fr", "https://peps.cnes.fr?key=secret", "https://peps.cnes.fr/#secret",
     "https://peps.cnes.fr:secret", "https://peps.cnes.fr:99999/secret", "https://[::1/secret",
-    "https://peps cnes.fr/secret", "https://peps.cnes.fr\\@secret.org",
+    "https://peps cnes.fr/secret", "https://peps.cnes.fr\\@secret.org", "https://peps.cnes.fr/secret\udcff",
 ]  # fmt: skip
 
 
