@@ -272,11 +272,12 @@ def test_bad_log(refused, folder, text):
     assert refused("full_maja_download", "-l", "job.log", words="job.log").count("job.log") == 1
 
 
-@both_processes
-@pytest.mark.parametrize("option", ["-l", "-p", "--json"])
+@pytest.mark.parametrize(("script", "option"), [
+    ("full_maja_process", "-l"), ("full_maja_process", "--json"), ("peps_maja_process", "-p"),
+    ("peps_maja_process", "--json"),
+])  # fmt: skip
 def test_a_missing_folder_is_seen_before_anything_is_sent(refused, script, option):
-    if (option, script) not in (("-l", "peps_maja_process"), ("-p", "full_maja_process")):
-        refused(script, *GOOD[script], option, "no/such.file", words="no: there is no such folder")
+    refused(script, *GOOD[script], option, "no/such.file", words="no: there is no such folder")
 
 
 def test_two_logs_that_share_a_report_are_refused(refused, folder):
