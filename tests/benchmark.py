@@ -209,11 +209,11 @@ class Bench:
         unwanted = ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "PEPS_URL", "PYTHONDONTWRITEBYTECODE")
         kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k not in unwanted}
         self.environment = {**kept, "REQUESTS_CA_BUNDLE": self.authority}
-        self.account = folder / "account.txt"
+        self.account, refresh = folder / "account.txt", folder / "resto" / "wps"
         self.account.touch(0o600)
         self.account.write_text("jean.dupont@example.org secret\n")
-        (folder / "resto").mkdir()
-        (folder / "resto" / "wps").write_text(ACCEPTED)
+        refresh.parent.mkdir()
+        refresh.write_text(ACCEPTED)
 
     def commands(self, transfer: Transfer) -> dict[str, list[str]]:
         """The command lines to compare, each at its best, of the tools that are installed."""
@@ -285,7 +285,6 @@ class Bench:
 
 
 def show_start(bench: Bench) -> None:
-    """Compare the start-up of -h with that of a bare argparse."""
     commands = [sys.executable, "-c", BARE], [sys.executable, DOWNLOADER, "-h"]
     with bench.new_run():
         rounds = [[bench.start(command) for command in commands] for _ in range(START_ROUNDS)]
@@ -316,7 +315,6 @@ def show_finished(bench: Bench, products: int) -> None:
 
 
 def show_machine() -> None:
-    """Print what the numbers depend on."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("requests", "urllib3")]
     for tool in filter(shutil.which, ("curl", "aria2c", "wget")):
         words = subprocess.run([tool, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import local_peps  # noqa: E402
-from stories import CHECKOUT, FinishedJob, Result  # noqa: E402
+from stories import CHECKOUT, FinishedJob, Result, wait_until  # noqa: E402
 
 import peps_common  # noqa: E402
 
@@ -75,6 +76,22 @@ def run(capsys, account):
     return run
 
 
+class Process(subprocess.Popen):
+    def wait_asleep(self):
+        """Wait until it waits for something, where Linux tells: a signal just before that would not wake it up."""
+        status, looks = Path(f"/proc/{self.pid}/status"), []
+
+        def still() -> bool:
+            if self.poll() is not None:
+                return True
+            text = status.read_text()
+            looks.append(re.findall(r"ctxt_switches:\s*(\d+)", text) if "(sleeping)" in text else len(looks))
+            return looks[-10:] == looks[-1:] * 10
+
+        if status.exists():
+            wait_until(still)
+
+
 @pytest.fixture
 def launch(account):
     """Start a script as a process of its own, as a shell or cron does."""
@@ -82,10 +99,10 @@ def launch(account):
     # A shell that starts pytest in the background has SIGINT ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def launch(script: str, *argv: object, **options) -> subprocess.Popen:
+    def launch(script: str, *argv: object, **options) -> Process:
         command = [sys.executable, str(CHECKOUT / f"{script}.py"), *map(str, argv)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, **{**pipes, **options}))
+        started.append(Process(command, **{**pipes, **options}))
         return started[-1]
 
     yield launch

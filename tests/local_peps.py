@@ -110,7 +110,6 @@ def acquisitions(tile: str, start: str, end: str, orbit: int | None = None) -> l
 
 
 def feature(seen: Acquisition) -> dict:
-    """An acquisition as the catalogue shows it."""
     chance = draw("feature" + seen.l1c)
     properties = {
         "productIdentifier": seen.l1c, "productType": "S2MSI1C", "platform": seen.l1c[:3], "mgrs": seen.tile,
@@ -122,7 +121,6 @@ def feature(seen: Acquisition) -> dict:
 
 
 def page_of(features: list[dict], url: str, asked: dict[str, str]) -> dict:
-    """One page of the features as a FeatureCollection that links to the next one."""
     size, page = min(int(asked["maxRecords"]), MAX_RECORDS), int(asked.get("page", 1))
     shown = features[(page - 1) * size : page * size]
     numbers = {"self": page, **({"next": page + 1} if page * size < len(features) else {})}
@@ -188,7 +186,6 @@ def refresh(request, response):
 
 
 def make_service() -> Service:
-    """The WPS with its three processes."""
     report = ComplexOutput("report", "report", supported_formats=[FORMATS.JSON], as_reference=True)
     state = LiteralOutput("state", "state", data_type="string")
     period = ("startDate", "completionDate", "tileid", "relativeOrbitNumber")
@@ -215,9 +212,7 @@ def make_product(name: str, size: int) -> bytes:
 
 
 class LocalPeps:
-    """A PEPS on a free port of this machine, as long as the `with` block lasts.
-
-    PyWPS is configured for the whole process: have one at a time, and use reset() between tests.
+    """A PEPS on a free port of this machine, as long as the `with` block lasts; have one at a time, for PyWPS's sake.
 
     Attributes
     ----------

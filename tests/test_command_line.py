@@ -120,7 +120,6 @@ def test_an_installed_command_names_itself_and_its_siblings(account, folder, pep
 
 
 def test_the_command_of_the_next_line_works_as_printed(finish, peps):
-    """Called by a path and by an interpreter of its own, it is printed with both."""
     out = finish("full_maja_process", *GOOD["full_maja_process"], "-l", "a b.log").out
     line = out.splitlines()[-1].partition(": ")[2]
     done = shell(line)
@@ -193,7 +192,6 @@ def test_good_orbit(run, orbit):
 )  # fmt: skip
 @pytest.mark.parametrize("more", [(), ("-n",)], ids=["order", "dry run"])
 def test_period(run, peps, start, end, good, more):
-    """FULL_MAJA's rules hold for dry runs too, and the bounds belong to what is allowed."""
     result = run("full_maja_process", "-t", "31TCJ", "-d", start, "-e", end, *more, status=0 if good else 2)
     assert good or (only_line(result) and peps.journal == [])
 

@@ -122,7 +122,6 @@ def test_what_is_no_plain_file_fails_that_product_alone(make, suffix, run, job, 
 
 
 def test_a_finished_product_may_be_taken_away_at_once(run, job, monkeypatch):
-    """A watcher moves each zip away as soon as it has its name: the run does not mind."""
     taken, finish = Path("taken"), peps_common.finish
     taken.mkdir()
 
@@ -264,7 +263,6 @@ def test_a_full_disk_is_said_when_the_download_itself_tells_the_length(run, job,
 
 
 def test_the_disk_is_full_in_the_middle(run, job, mount):
-    """A server that tells no lengths: the disk itself has to say it."""
     mount(f"size={5 * SIZE // 2 // 4096 * 4096}")
     job.hit(for_heads(status(501)), "/maja/")
     job.hit(for_gets(without_length, for_ever=True), "/maja/")
@@ -396,7 +394,6 @@ def test_six_runs_at_once_send_no_byte_twice(make_job, launch, run):
 
 
 def test_documents_held_by_a_stopped_run(run, job, monkeypatch):
-    """X.json.part is waited for ten seconds at most, and then left to the other run."""
     fcntl = pytest.importorskip("fcntl")
     waits = []
     monkeypatch.setattr(peps_common.time, "sleep", lambda seconds: waits.append(seconds))

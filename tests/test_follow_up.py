@@ -367,7 +367,6 @@ def test_loose_report_is_understood(run, peps, minutes, end, expected, words):
 
 
 def test_cloudy_dates_are_counted_and_named_once(run, peps):
-    """A NOVALD result is named as too cloudy in the run that learns of it; there is no product behind it."""
     cloudy = [seen.l2a for seen in EXPECTED if seen.cloudy]
     order(run)
     peps.advance(hours=100)
@@ -396,7 +395,6 @@ def test_lost_dates_are_a_warning(run, peps, form):
 
 
 def named_in(text: str, seen) -> bool:
-    """Whether a line names an acquisition by platform, date and tile."""
     day = f"{seen.day[:4]}-{seen.day[4:6]}-{seen.day[6:]}"
     return any(seen.l1c[:3] in line and day in line and seen.tile in line for line in text.splitlines())
 

@@ -41,37 +41,35 @@ PLACE = "http://127.0.0.1:9/wps/outputs/{}.xml"
 ORDER = ("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "J.log")
 
 
-def order(run, *more: object, log: object = "J.log", status: int | None = 0):
-    return run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", log, *more, status=status)
+def order(run, *more: object, status: int | None = 0):
+    return run(*ORDER, *more, status=status)
 
 
 def order_each(run, *more: object, status: int | None = 0):
     return run("peps_maja_process", "-t", "31TCJ", *NOVEMBER, *more, status=status)
 
 
-def note_of(log: str = "J.log") -> Path:
-    return Path(f"{log}.part")
+NOTE = Path("J.log.part")
 
 
-def require_doubt(run, peps, log: str = "J.log"):
+def require_doubt(run, peps):
     """An order in doubt is not sent again, but with --force; and the download says the same of such a log."""
-    kept, sent = note_of(log).read_bytes(), len(peps.requests(WPS))
-    line = only_line(order(run, log=log, status=1), log, "in doubt", peps.url, "--force")
+    kept, sent = NOTE.read_bytes(), len(peps.requests(WPS))
+    line = only_line(order(run, status=1), "J.log", "in doubt", peps.url, "--force")
     assert re.search(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", line)
-    only_line(run("full_maja_download", "-l", log, status=1), log, "in doubt", f"remove {log}.part")
+    only_line(run("full_maja_download", "-l", "J.log", status=1), "J.log", "in doubt", f"remove {NOTE}")
     assert len(peps.requests(WPS)) == sent
-    assert note_of(log).read_bytes() == kept
+    assert NOTE.read_bytes() == kept
     peps.always.clear()
     shown = shlex.split(line.partition("order it with: ")[2])
     assert Path(shown[1]).name == "full_maja_process.py"
     run("full_maja_process", *shown[2:])
-    assert Path(f"{log}.1").read_bytes() == kept.rstrip(b"\0")
-    assert not note_of(log).exists()
+    assert Path("J.log.1").read_bytes() == kept.rstrip(b"\0")
+    assert not NOTE.exists()
 
 
 @pytest.mark.parametrize(("more", "query"), [("", ""), ("-o 51 ", ";relativeOrbitNumber=51")], ids=["tile", "orbit"])
 def test_documented_order_works_as_written(finish, peps, more, query):
-    """A documented line, run as a process, sends one request as documented and leaves the answer as the log."""
     line = f"-t 31TCJ {more}-a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ_20170101.log"
     result = finish("full_maja_process", *line.split())
     assert result.err == ""
@@ -419,11 +417,10 @@ TRANSPORTS = [
 
 @pytest.mark.parametrize(("kind", "end", "expected"), TRANSPORTS)
 def test_transports_of_an_order(run, door, kind, end, expected):
-    """Whatever lies between: doubt once the request was handed over, and certainly unsent before."""
     opened, server = door(kind, end)
     result = order(run, "--server", server, status=1 if expected == "doubt" else expected)
     assert len(opened.heads) == (expected in (0, "doubt"))
-    assert note_of().exists() == (expected == "doubt")
+    assert NOTE.exists() == (expected == "doubt")
     assert Path("J.log").exists() == (expected == 0)
     if expected:
         line = only_line(result)
@@ -442,7 +439,7 @@ def test_an_answer_that_never_ends_is_a_doubt(run, peps, monkeypatch):
     monkeypatch.setattr(peps_common, "PATIENCE_S", 0.5)
     peps.always.append((EXECUTE, stall(20)))
     only_line(order(run, status=1), "may have been accepted", "timed out")
-    assert note_of().read_bytes().rstrip(b"\0").endswith(b'\n\n<?xml version="1.0" ')
+    assert NOTE.read_bytes().rstrip(b"\0").endswith(b'\n\n<?xml version="1.0" ')
     require_doubt(run, peps)
 
 
@@ -478,12 +475,13 @@ def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
     peps.always.append((EXECUTE, hold(threading.Event(), None)))
     process = launch(*ORDER)
     peps.wait_for(lambda: peps.requests(EXECUTE))
+    process.wait_asleep()
     process.send_signal(number)
     _, err = process.communicate(timeout=10)
     if number in (signal.SIGINT, signal.SIGTERM):
         assert process.returncode == (130 if number == signal.SIGINT else 143)
-        only_line(err, "J.log: the order of 20", "(interrupted before its answer", "may have been accepted", " --force")
-    assert peps.authorization.split()[1].encode() not in note_of().read_bytes()
+        only_line(err, "may have been accepted")
+    assert peps.authorization.split()[1].encode() not in NOTE.read_bytes()
     require_doubt(run, peps)
 
 
@@ -539,7 +537,8 @@ def test_stopped_while_no_connection_is_made(launch, run, peps):
             one.connect_ex(busy.getsockname())
         server = f"http://127.0.0.1:{busy.getsockname()[1]}"
         process = launch(*ORDER, "--server", server)
-        wait_until(lambda: note_of().exists() and note_of().stat().st_size > 1000)
+        wait_until(lambda: NOTE.exists() and NOTE.stat().st_size > 1000)
+        process.wait_asleep()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
         for one in filler:
@@ -598,7 +597,7 @@ def test_stopped_at_every_step(case, stop, steps, peps, request, capsys):
         if not first["reached"]:
             break
         told = (case, stop, step, first)
-        note = note_of().read_bytes() if note_of().exists() else b""
+        note = NOTE.read_bytes() if NOTE.exists() else b""
         answered = any(re.search(rb'statusLocation="[^"]+"', path.read_bytes()) for path in Path().glob("J.log*"))
         arrived = len(peps.requests(EXECUTE)) - sent
         again = steps.run(argv)
@@ -639,7 +638,9 @@ def listed() -> list[str]:
 def test_large_order_asks(terminal, peps, typed, expected, count):
 
     def see(text: bytes, process):
-        for _ in range(2 * (not typed and b"yes/no" in text)):
+        if not typed and b"yes/no" in text:
+            process.wait_asleep()
+            process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGINT)
 
     shown = terminal("peps_maja_process", "-t", "31TCJ", *NOVEMBER, answer=typed, status=expected, see=see)
@@ -689,13 +690,14 @@ def test_stopped_order_of_a_list_goes_on_with_the_rest(run, launch, peps, number
     peps.always.append((SINGLE, lambda handler: next(numbers) == 4 and lost(handler)))
     process = launch("peps_maja_process", "-t", "31TCJ", *NOVEMBER, "-o", "51")
     peps.wait_for(lambda: len(peps.requests(SINGLE)) == 4)
+    process.wait_asleep()
     process.send_signal(number)
     process.communicate(timeout=30)
     doubtful = peps.requests(SINGLE)[3].query.partition("product=")[2].partition("&")[0]
     assert sorted(listed()) == ordered(peps)
     only_line(order_each(run, "-o", "51", status=1), doubtful, f"remove {doubtful}.log.part", "in doubt")
     assert ordered(peps) == sorted(set(names(ORBIT_51)) - {doubtful})
-    note_of(f"{doubtful}.log").unlink()
+    Path(f"{doubtful}.log.part").unlink()
     order_each(run, "-o", "51")
     assert ordered(peps) == names(ORBIT_51)
     assert sorted(listed()) == names(ORBIT_51)
@@ -731,7 +733,6 @@ def test_refused_product_does_not_stop_the_others(run, peps):
 
 @pytest.mark.parametrize("where", ["logs", "lists", "."], ids=["-w", "beside the list", "the current folder"])
 def test_orders_are_found_where_the_download_looks(run, peps, where):
-    """Another -w orders nothing twice: jobs and doubts are found in -w, beside the list and in the current folder."""
     for folder in ("logs", "lists"):
         Path(folder).mkdir()
     peps.catalogue = list(map(feature, ORBIT_51[:2]))
@@ -857,7 +858,6 @@ def test_storage_is_shown_before_the_order(run, peps):
     *((status(200, body=body), 75, ("later",)) for body in (b"<html>busy</html>", b"", b"[]", b'{"features": ['))
 ])  # fmt: skip
 def test_search_that_fails(run, peps, fault, ends, words):
-    """The service's own words are told, with host and port; something else than an answer is not "nothing found"."""
     peps.always.append((SEARCH, fault))
     line = only_line(order_each(run, status=ends), *words)
     assert line.count("later") == (ends == 75)

@@ -315,7 +315,6 @@ def test_acquisition_of_a_name(name, tile, start, expected):
 ], ids=["seconds", "minutes", "over midnight", "more than an hour", "platform", "tile", "day"])  # fmt: skip
 @pytest.mark.parametrize("form", ["D_V1-4.zip", "C_V1-0_NOVALD.zip", "D_NOVALD_V4-0.zip"])
 def test_pairs_of_an_acquisition(l1c, l2a, paired, form):
-    """Of one acquisition are a product and a cloudy entry whose times are an hour apart at most."""
     listed = acquisition(l1c)
     found = download.missing_acquisitions([listed, listed], [f"https://a.org/SENTINEL{l2a}_L2A_T31TCJ_{form}"])
     assert found == ([] if paired else [listed])
@@ -499,7 +498,6 @@ def test_body_span(code, header, offset):
 
 @given(st.sampled_from([200, 206, 416]), st.text("bytes 0123456789-/*", max_size=30), st.integers(0, 10**6))
 def test_body_begins_where_it_can_be_written(code, text, offset):
-    """Whatever the headers say, a body is written from the start or from where the file ends."""
     span = download.body_span(code, {"Content-Range": text, "Content-Length": text}, offset)
     assert span is None or span[0] in (0, offset)
 
@@ -582,7 +580,6 @@ def test_every_day_of_the_calendar_is_a_date(value):
 @example("2017-02-30")
 @example("2017-07-01\n")
 def test_any_text_is_a_value_or_refused(text):
-    """An argparse type gives a value in its range or an error of its own, never another exception."""
     with contextlib.suppress(ArgumentTypeError):
         assert common.as_date(text).isoformat() == text
     with contextlib.suppress(ArgumentTypeError):
