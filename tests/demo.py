@@ -60,7 +60,6 @@ class Demo:
             self.problems.append(problem)
 
     def expect_products(self, name: str, count: int) -> None:
-        """Note it unless a folder holds so many whole products and nothing half done."""
         whole = sum(zipfile.is_zipfile(path) for path in self.folder.glob(f"{name}/SENTINEL2*.zip"))
         self.expect(whole == count, f"{name}: {whole} whole products, not {count}")
         self.expect(not list(self.folder.glob(f"{name}/*.part")), f"{name}: partial files are left")
