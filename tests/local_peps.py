@@ -48,7 +48,6 @@ EMAIL, SECRET = "jean.dupont@example.org", "mot de passe: 100% sûr"
 
 
 def draw(text: str) -> int:
-    """A large number that depends on nothing but the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 

@@ -41,7 +41,6 @@ def quoted(text: str) -> str:
 
 
 def failed(words: str) -> str:
-    """The state of a job that failed in the WPS."""
     report = f"<ows:Exception><ows:ExceptionText>{words}</ows:ExceptionText></ows:Exception>"
     return f"<ProcessFailed><ows:ExceptionReport>{report}</ows:ExceptionReport></ProcessFailed>"
 

@@ -461,7 +461,6 @@ def test_dry_run_says_how_things_stand_and_fetches_nothing(run, make_job, peps):
 
 
 def test_wait_stays_until_the_job_has_ended(run, peps, monkeypatch):
-    """It lives through waiting, an outage and running; each change is said once, with the time and the next look."""
     monkeypatch.setattr(peps_common, "TRIES", 2)
     start = [lambda handler: handler.peps.advance(minutes=70)]
     finish = [lambda handler: handler.peps.advance(hours=100)]
