@@ -15,7 +15,6 @@ import functools
 import itertools
 import os
 import re
-import shlex
 import shutil
 import sys
 import threading
@@ -227,7 +226,9 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
     import zipfile
 
     try:
-        if directory_size(path) > DIRECTORY_MAX_BYTES:
+        with open(path, "rb") as file:  # as zipfile itself will find it
+            record = getattr(zipfile, "_EndRecData", lambda file: None)(file)
+        if record and record[5] > DIRECTORY_MAX_BYTES:
             return "a directory that is too large"
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -244,15 +245,6 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
         raise
     except Exception as err:  # each compression method has errors of its own; whichever it is, the file is not whole
         return one_line(err) or type(err).__name__
-
-
-def directory_size(path: Path) -> int:
-    """The bytes of a zip's directory, by its last record (APPNOTE.TXT, 4.3.16); 0 if that does not tell."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 65_557))
-        record = file.read().rpartition(b"PK\5\6")[2]
-    size = int.from_bytes(record[8:12], "little")
-    return 0 if size == 2**32 - 1 else size
 
 
 def download(service: Service, product: Product, check: bool, on_bytes: Callable[[int], None]) -> None:
@@ -434,8 +426,7 @@ class Job:
             answer = None
             with contextlib.suppress(OSError, PepsError):
                 answer = common.parse_wps(self.log.read_bytes(), cut=True)
-            again = f"and order again{' with --force' * bool(answer)}"
-            self.doubt = f"{err}; if it is not there, remove {shlex.quote(str(common.part_path(self.log)))} {again}"
+            self.doubt = f"{err}; {common.way_out(self.log)}"
             if answer is None:
                 self.conclude(State.IN_DOUBT, self.doubt)
                 return
@@ -443,9 +434,9 @@ class Job:
             with common.named_file(self.log, advice):
                 raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
         if answer.failed:
-            raise PepsError(f"{self.log} holds a refused order: {answer.message}; order again", Status.USAGE)
+            raise PepsError(f"{self.log}: a refused order ({answer.message}); order again", Status.USAGE)
         if not (answer.status_location and http_url(answer.status_location, "https://server/")):
-            raise PepsError(f"{self.log} names no statusLocation that can be asked; {advice}", Status.USAGE)
+            raise PepsError(f"{self.log}: no statusLocation that can be asked; {advice}", Status.USAGE)
         self.answer = answer
         with contextlib.suppress(OSError, PepsError):
             report = parse_report(common.require_plain(self.report_file).read_bytes())
@@ -617,6 +608,7 @@ class FollowUp:
     def run(self, interval_s: float | None, sleep: Callable[[float], None] = time.sleep) -> None:
         """Look once, or every `interval_s` seconds until every job has ended, and download what is finished."""
         console.due = None if interval_s is None else time.time() + interval_s
+        next_look = time.monotonic() + (interval_s or 0)
         self._read(self.jobs)
         self._look_on_disk()
         for job in self.jobs:
@@ -625,10 +617,11 @@ class FollowUp:
         self._tell([job for job in self.jobs if job.ended])
         while not all(job.ended for job in self.jobs):
             self._look([job for job in self.jobs if not job.ended])
-            if interval_s is None or console.due is None or all(job.ended for job in self.jobs):
+            if interval_s is None or all(job.ended for job in self.jobs):
                 break
-            sleep(max(0, console.due - time.time()))
-            console.due = time.time() + interval_s
+            while (left := next_look - time.monotonic()) > 0:
+                sleep(min(left, 1))  # a signal that comes just before a sleep is heard after it
+            next_look, console.due = time.monotonic() + interval_s, time.time() + interval_s
 
     def _read(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -708,7 +701,8 @@ class FollowUp:
             if job.doubt and job.state != State.IN_DOUBT:
                 console.error(job.doubt)
         for words, stopped in causes.items():
-            tell_cause([job.name for job in stopped], "job", PepsError(words, stopped[0].state.status))
+            lines = [f"{job.name}: {words}" for job in stopped]
+            tell_cause(lines, "job", PepsError(words, stopped[0].state.status))
 
     def _tell_results(self, job: Job) -> None:
         news, job.known = job.asked and not job.known, True
@@ -755,9 +749,9 @@ class FollowUp:
         """Say in one line why products are not downloaded, unless that was said before."""
         for product in products:
             product.status = cause.status
-        names = [f"{product.job}: {common.about(product.path.name, cause)}" for product in products]
-        if console.once(str(cause) if isinstance(cause, CommonCause) else names[0]):
-            tell_cause(names, "product", cause)
+        lines = [f"{product.job}: {common.about(product.path.name, cause)}" for product in products]
+        if console.once(str(cause) if isinstance(cause, CommonCause) else lines[0]):
+            tell_cause(lines, "product", cause)
 
     def _that_fit(self, products: list[Product]) -> list[Product]:
         """The products for which the folder has room, as far as the server tells their sizes."""
@@ -870,10 +864,10 @@ def progress_bar(products: list[Product]) -> Iterator[Any]:
             console.bar = None
 
 
-def tell_cause(names: list[str], noun: str, cause: PepsError) -> None:
-    """Say in one line what stops one or many for one reason."""
-    what = names[0] if len(names) == 1 else plural(len(names), noun)
-    console.error(PepsError(f"{what}: {cause}", cause.status))
+def tell_cause(lines: list[str], noun: str, cause: PepsError) -> None:
+    """Say in one line what stops many for one reason, or the line of the one that it stops."""
+    words = lines[0] if len(lines) == 1 else f"{plural(len(lines), noun)}: {cause}"
+    console.error(PepsError(words, cause.status))
 
 
 def sums(noun: str, counts: Iterable[tuple[int, str]], lost: int = 0) -> str:
@@ -962,7 +956,8 @@ def run(args: Any) -> Status:
     listed = read_expected(args.json) if args.json else None
     logs = {os.path.abspath(log): log for log in args.log or [Path("Full_Maja.log")]}.values()
     jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
-    common.check_files({f"report of {job.name}": job.report_file for job in jobs if job.log.parent.exists()})
+    reports = {f"report of {job.name}": job.report_file for job in jobs if os.path.exists(job.log.parent)}
+    common.check_files({"list (--json)": args.json, **reports})
     return follow_up(jobs, args, token, full_maja_hints(), listed)
 
 

@@ -83,11 +83,20 @@ def run(args: Any) -> Status:
     if args.orbit:
         inputs["relativeOrbitNumber"] = args.orbit
     url = common.execute_url(args.server, "FULL_MAJA", inputs, "status=true&storeExecuteResponse=true")
-    again = [word for word in console.arguments if word not in ("-n", "--no_download", "--dry-run", "--force")]
     try:
         return show(args, url, token) if args.dry_run else place(args, url, token)
     except OrderInDoubt as err:
-        way = called("full_maja_process", *again, "--force")
+        words = [
+            "-t",
+            args.tile,
+            "-d",
+            args.start_date,
+            "-e",
+            args.end_date,
+            *(["-o", args.orbit] if args.orbit else []),
+        ]
+        words += [*common.account_words(args.auth), "-l", args.log, *console.server, "--force"]
+        way = called("full_maja_process", *words)
         raise PepsError(f"{err}; if it is not there, order it with: {way}", err.status) from err
 
 

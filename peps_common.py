@@ -111,7 +111,6 @@ class Console:
 
     def __init__(self, prog: str = "peps_maja"):
         self.prog, self.quiet = prog, False
-        self.arguments: list[str] = []  # as they were typed
         self.server: list[str] = []  # --server, if it was given
         self.account = Path("peps.txt")
         self.due: float | None = None  # with --wait: when the next look is, in seconds of time.time
@@ -195,8 +194,8 @@ def in_words(err: BaseException, path: Path | None = None) -> str:
 
 
 def about(name: str, words: object) -> str:
-    """The words with what they are about before them, unless they name it themselves."""
-    return str(words) if name in str(words) else f"{name}: {words}"
+    """The words with what they are about before them, unless they begin with a file of that name."""
+    return str(words) if re.match(rf"(\S*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
 
 
 @contextlib.contextmanager
@@ -387,7 +386,8 @@ def run_script(
         status = outcome(build_parser, run, sys.argv[1:] if argv is None else argv, words_of)
         release(signal.SIG_DFL)
     except KeyboardInterrupt as stopped:
-        console.error("interrupted; the same command goes on from here")
+        left = stopped.__context__  # a doubt, if it came with the last word of an order
+        console.error(f"interrupted: {left}" if isinstance(left, PepsError) else "interrupted; run it again to go on")
         status = stopped_by(stopped)
         release(signal.SIG_IGN)
     return int(status)
@@ -401,7 +401,7 @@ def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv
     """Parse and run; what is expected to fail becomes a line and a status, a bug keeps its traceback."""
     try:
         parser = build_parser()
-        console.prog, console.arguments = parser.prog, argv
+        console.prog = parser.prog
         words = words_of(argv)
         if not words:
             parser.print_help()
@@ -458,15 +458,21 @@ def secret_forms(password: str, token: str) -> re.Pattern[str]:
 
     def forms(char: str) -> str:
         number, data = ord(char), char.encode()
-        plain = (char, json.dumps(char)[1:-1], f"&{codepoint2name.get(number, 'apos')};", data.decode("latin-1"))
-        url = "".join(f"%{byte:02x}" for byte in data)
-        return rf"\\?(?:{'|'.join(map(re.escape, plain))})|{url}|&#0*{number};|&#x0*{number:x};"
+        quoted = rf"{''.join(f'%{byte:02x}' for byte in data)}|&#0*{number};|&#x0*{number:x};"
+        if char == "\\":
+            return rf"\\|{quoted}"
+        plain = [char, json.dumps(char)[1:-1].lstrip("\\"), f"&{codepoint2name.get(number, 'apos')};"]
+        plain = [form for form in dict.fromkeys([*plain, data.decode("latin-1")]) if not form.isspace()]
+        return rf"\\?(?:{'|'.join(map(re.escape, plain))})|{quoted}"
 
-    # A service may have folded blanks. A short password counts as a whole word alone.
+    # A service may have folded blanks and doubled backslashes. No text matches in two ways: that could take for ever.
     pattern = "".join(
-        rf"(?:\s|\+|{'|'.join(map(forms, piece))})*" if piece.isspace() else f"(?:{forms(piece)})"
-        for piece in re.findall(r"\s+|\S", password)
+        rf"(?:[\s+]|{'|'.join(map(forms, dict.fromkeys(piece)))})*"
+        if piece.isspace()
+        else f"(?:{forms(piece[0])}){'+' * (piece[0] == chr(92))}"
+        for piece in re.findall(r"\s+|\\+|\S", password)
     )
+    # A short password counts as a whole word alone.
     edge = r"(?<!\w){}(?!\w)" if len(password) < 4 else "{}"
     return re.compile(f"{edge.format(pattern)}|{re.escape(token)}", re.IGNORECASE)
 
@@ -736,7 +742,7 @@ class Receiver(io.RawIOBase):
                 return int(self._sock.recv_into(buffer))
             except (BlockingIOError, SSLWantReadError):
                 with stops(held=False):  # while nothing has come, not with the last byte of an answer in hand
-                    select([self._sock], [], [], left)
+                    select([self._sock], [], [], min(left, 1))
             finally:
                 self._sock.settimeout(left)
 
@@ -1225,7 +1231,7 @@ def check_files(files: dict[str, Path | None]) -> None:
     seen: dict[str, str] = {}
     for role, path in files.items():
         other = seen.setdefault(os.path.realpath(path), role) if path else role
-        if path and not path.parent.exists():
+        if path and not os.path.exists(path.parent):
             raise PepsError(f"{path.parent}: there is no such folder, for the {role}", Status.USAGE)
         if other != role:
             words = f"{path} cannot be both the {other} and the {role}; give one of them another name"
@@ -1338,7 +1344,7 @@ def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
         forget(part)
         raise refused
     try:
-        job = settle(part, log, why=why)
+        job = settle(part, log, why=why, answer=bytes(answer))
     except OrderInDoubt as err:
         err.status = stopped_by(stopped) if stopped else err.status
         raise
@@ -1348,24 +1354,25 @@ def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
     return job
 
 
-def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "") -> WpsAnswer | None:
+def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answer: bytes = b"") -> WpsAnswer | None:
     """Deal with what an order left in a log's part file: a job becomes the log, and is returned.
 
-    Raises OrderInDoubt, with what is known of the reason, unless `force` moves the doubt to `<log>.1`.
+    `answer` is what has come, if that is known. Raises OrderInDoubt, with what is known of the reason, unless `force`
+    moves the doubt to `<log>.1`.
     """
     part.seek(0)
     content = part.read(DOCUMENT_MAX_BYTES + CHUNK_BYTES)
     noted = re.match(re.escape(NOTE) + rb"(\S+) (\S+)\n\n", content)
-    document = content[noted.end() if noted else 0 :].rstrip(b"\0")
+    document = answer or content[noted.end() if noted else 0 :].rstrip(b"\0")
     if not noted and (not document.strip() or content.startswith(NOTE) or NOTE.startswith(content)):
         part.truncate(0)  # the note itself was not yet written, so nothing was sent
         return None
     rest = f"; what came as its answer is in {part.name}" if document.strip() else ""
     try:
-        answer = parse_wps(document, cut=True)
-        if answer.holds_job:
-            name_log(part, log, document, answer)
-            return answer
+        found = parse_wps(document, cut=True)
+        if found.holds_job:
+            name_log(part, log, document, found)
+            return found
         why = why or "its answer names no statusLocation"
     except Unreadable as err:
         why = why or (f"its answer is {err}" if rest else "its answer is empty, or was lost")
@@ -1379,6 +1386,13 @@ def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "") -> Wp
         f"{log}: the order of {when} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
         f"look at your jobs{place and f' on {place}'}"
     )
+
+
+def way_out(log: Path) -> str:
+    """What to do about an order in doubt that is not among the jobs."""
+    part = shlex.quote(str(part_path(log)))
+    away = f"move {part} and {shlex.quote(str(log))} away" if log.exists() else f"remove {part}"
+    return f"if it is not there, {away} and order again"
 
 
 def forget(part: io.FileIO) -> None:

@@ -12,7 +12,6 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
 import argparse
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,9 +172,9 @@ class Order:
             add_to_list(self.args.prod_list, product.name)
 
     def refuse(self, product: L1C, err: PepsError, log: Path) -> None:
-        way = f"; if it is not there, remove {shlex.quote(str(common.part_path(log)))}, and the same line orders it"
         self.statuses.append(err.status)
-        words = common.about(product.name, err) + way * isinstance(err, OrderInDoubt)
+        way = f"; {common.way_out(log)}" if isinstance(err, OrderInDoubt) else ""
+        words = common.about(product.name, err) + way
         console.error(PepsError(words, err.status))
 
 
@@ -214,8 +213,9 @@ def run(args: Any) -> Status:
     service = Service(args.server, token)
     if args.dry_run:
         console.say(common.search_url(service.base, area, args.start_date, args.end_date))
-    else:
+    if not args.dry_run or args.write_dir.exists():
         common.make_folder(args.write_dir)
+    if not args.dry_run:
         add_to_list(args.prod_list)
     found = find(service, args, area)
     order = Order(args, service)
@@ -226,7 +226,7 @@ def run(args: Any) -> Status:
         console.say(job_url(service.base, product))
     done = order.before + order.now
     counts = ((order.before, "ordered before"), (order.now, "ordered now"), (len(found) - done, "not ordered"))
-    if done:
+    if done and not args.dry_run:
         words = (*common.account_words(args.auth), "-p", args.prod_list, "-w", args.write_dir, *console.server)
         console.say(f"when they have run: {called('peps_maja_download', *words)}")
     console.say(f"{plural(len(found), 'product')} found: {', '.join(f'{n} {words}' for n, words in counts if n)}")

@@ -570,6 +570,16 @@ QUOTED = {
 }
 
 
+@pytest.mark.parametrize(("password", "text"), [
+    ("jean.dupont@example.org1", "jean.dupont@example.org"), ("mot de", f"mot{' ' * 4000}x"),
+    ("\\" * 14 + "b", "\\" * 900),
+    ('"' * 40 + "b", '\\"' * 40), ("a" * 200 + "b", "a" * 4000), ("a \\ b", "a" + " \\" * 1500),
+])  # fmt: skip
+def test_masking_comes_to_an_end(password, text):
+    """What holds most of a password is not tried in ever so many ways."""
+    assert "***" not in peps_common.secret_forms(password, "token").sub("***", text)
+
+
 @pytest.mark.parametrize("form", QUOTED.values(), ids=QUOTED)
 @pytest.mark.parametrize("password", PASSWORDS, ids=ascii)
 def test_a_service_that_quotes_the_password_does_not_make_it_public(password, form, run, peps, account):

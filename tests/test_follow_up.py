@@ -510,9 +510,32 @@ def test_a_doubt_ends_a_wait(run, peps, before):
     peps.faults.append(("FULL_MAJA", status(504)))
     run("full_maja_process", "-t", "31TCJ", *SHORT, "-l", "31TCJ.log", *(["--force"] * (before is None)), status=1)
     result = follow(run, status=1, more=("--wait", "--interval", "0.001"))
-    line = only_line(result, "31TCJ.log: the order of", "in doubt", "remove 31TCJ.log.part and order again")
-    assert line.endswith(" with --force") == (before is None)
+    only_line(
+        result, "31TCJ.log: the order of", "in doubt", "order again",
+        "move 31TCJ.log.part and 31TCJ.log away" if before is None else "31TCJ.log",
+    )  # fmt: skip
     assert ("1 in doubt beside it. " if before is None else " 1 job in doubt.") in last(result)
+
+
+def test_an_odd_log_does_not_stop_the_others(run, make_job):
+    job = make_job()
+    result = run("full_maja_download", *job.argv, "-l", f"{'a' * 300}/x.log", status=2)
+    only_line(result, "x.log: File name too long")
+    job.require_whole()
+
+
+def test_each_line_says_which_job(run, peps):
+    """Also where the name is a word of what is said."""
+    order(run, "job")
+    assert follow(run, "job", status=75).out.startswith("job: waiting")
+    peps.advance(minutes=70)
+    assert follow(run, "job", status=75).out.startswith("job: running")
+
+
+def test_the_list_to_compare_with_is_not_the_report(run, peps):
+    order(run, "31TCJ.log", "31TCJ", "--json", "list.json")
+    os.rename("list.json", "31TCJ.json")
+    only_line(follow(run, status=2, more=("--json", "31TCJ.json")), "31TCJ.json cannot be both")
 
 
 def test_a_report_that_is_named_beside_the_status_document(run, peps, make_job):
