@@ -722,29 +722,40 @@ class Receiver(io.RawIOBase):
     """The bytes of a socket, as long as the patience lasts: a timeout alone begins anew with each byte that drips."""
 
     def __init__(self, sock: Any, raw: Any, patience: Patience):
-        self._sock, self._raw, self._patience = sock, raw, patience
+        import select
+        import socket
+        import ssl
+
+        self._sock, self._raw, self._patience, self._limit = sock, raw, patience, 0.0
+        self._select, self._timeout = select.select, socket.timeout
+        self._nothing_yet = (BlockingIOError, ssl.SSLWantReadError)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        from select import select
-        from socket import timeout
-        from ssl import SSLWantReadError
+        left = min(self._patience.until - time.monotonic(), READ_TIMEOUT_S)
+        if max(0, self._limit - 1) < left <= self._limit:  # more than this for each record would slow TLS down
+            return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
+        if left <= 0:
+            raise self._timeout("timed out")
+        if self._patience.ordering:
+            return self._read_heard(buffer, left)
+        self._sock.settimeout(left)
+        self._limit = left
+        return int(self._sock.recv_into(buffer))
 
-        ordering = self._patience.ordering
-        while True:
-            left = min(self._patience.left(), READ_TIMEOUT_S)
-            if left <= 0:
-                raise timeout("timed out")
-            try:
-                self._sock.settimeout(0 if ordering else left)
-                return int(self._sock.recv_into(buffer))
-            except (BlockingIOError, SSLWantReadError):
-                with stops(held=False):  # while nothing has come, not with the last byte of an answer in hand
-                    select([self._sock], [], [], min(left, 1))
-            finally:
-                self._sock.settimeout(left)
+    def _read_heard(self, buffer: Any, left: float) -> int:
+        """Read, with signals heard while nothing has come, and not with the last byte of an answer in hand."""
+        try:
+            self._sock.settimeout(0)
+            return int(self._sock.recv_into(buffer))
+        except self._nothing_yet:
+            with stops(held=False):
+                self._select([self._sock], [], [], min(left, 1))
+        finally:
+            self._sock.settimeout(left)
+        return self.readinto(buffer)
 
     def close(self) -> None:
         self._raw.close()
