@@ -394,6 +394,7 @@ def run_script(
 
 
 def stopped_by(stopped: KeyboardInterrupt) -> Status:
+    """The exit status of an interrupt: Ctrl-C's, or SIGTERM's."""
     return Status.TERMINATED if stopped.args == (signal.SIGTERM,) else Status.INTERRUPTED
 
 
