@@ -69,9 +69,8 @@ class Status(IntEnum):
 
 def worst(statuses: Iterable[Status]) -> Status:
     """The status of a whole from those of its parts: whatever needs a person first, then what needs time."""
-    order = (Status.TERMINATED, Status.INTERRUPTED, Status.FAILED, Status.USAGE, Status.NOT_YET)
-    found = set(statuses)
-    return next((status for status in order if status in found), Status.OK)
+    order = (Status.TERMINATED, Status.INTERRUPTED, Status.FAILED, Status.USAGE, Status.NOT_YET, Status.OK)
+    return min(statuses, key=order.index, default=Status.OK)
 
 
 class PepsError(Exception):
@@ -343,12 +342,12 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def stop(number: int, frame: object) -> None:
-    """The handler of SIGINT and SIGTERM: raises KeyboardInterrupt, unless one is on its way out already."""
+    """The handler of SIGINT and SIGTERM: KeyboardInterrupt with the exit status, unless one is on its way already."""
     handled = sys.exc_info()[1]
     while handled is not None and not isinstance(handled, KeyboardInterrupt):
         handled = handled.__context__
     if handled is None:
-        raise KeyboardInterrupt(number)
+        raise KeyboardInterrupt(Status(128 + number))
 
 
 @contextlib.contextmanager
@@ -388,14 +387,9 @@ def run_script(
     except KeyboardInterrupt as stopped:
         left = stopped.__context__  # a doubt, if it came with the last word of an order
         console.error(f"interrupted: {left}" if isinstance(left, PepsError) else "interrupted; run it again to go on")
-        status = stopped_by(stopped)
+        status = stopped.args[0]
         release(signal.SIG_IGN)
     return int(status)
-
-
-def stopped_by(stopped: KeyboardInterrupt) -> Status:
-    """The exit status of an interrupt: Ctrl-C's, or SIGTERM's."""
-    return Status.TERMINATED if stopped.args == (signal.SIGTERM,) else Status.INTERRUPTED
 
 
 def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv: list[str], words_of: Any) -> int:
@@ -550,7 +544,7 @@ def parse_wps(document: bytes, cut: bool = False) -> WpsAnswer:
     if error:
         return WpsAnswer("Refused", message=f"{error[1]} ({error[0]})")
     root = parse_xml(document, cut)
-    name = local_name(root)
+    name = root.tag.rpartition("}")[2]
     words = one_line(" ".join(found.text or "" for found in root.findall(".//{*}ExceptionText")))
     if name == "ExceptionReport":
         return WpsAnswer("Refused", message=words or "no reason given")
@@ -563,11 +557,7 @@ def parse_wps(document: bytes, cut: bool = False) -> WpsAnswer:
     progress = "" if state is None else one_line(state.get("percentCompleted", ""), 20)
     place, report = root.get("statusLocation", "").strip(), hrefs[-1].strip() if hrefs else ""
     words = words or one_line("" if state is None else state.text or "") or "no reason given"
-    return WpsAnswer("" if state is None else local_name(state), place, report, words, progress)
-
-
-def local_name(element: Any) -> str:
-    return str(element.tag).rpartition("}")[2]
+    return WpsAnswer("" if state is None else state.tag.rpartition("}")[2], place, report, words, progress)
 
 
 def parse_xml(document: bytes, cut: bool) -> Any:
@@ -699,11 +689,11 @@ def parse_page(document: bytes) -> tuple[dict[str, Any], bool]:
 
 
 class Patience(threading.local):
-    """How long this thread still waits for the network, and what became of its last request."""
+    """How long this thread still waits for the network, what it wants, and what became of its last request."""
 
     until = float("inf")  # in seconds of time.monotonic
     tried = 0
-    ordering = handed_over = False
+    wish = ordering = handed_over = False
 
     def left(self) -> float:
         return self.until - time.monotonic()
@@ -723,13 +713,7 @@ class Receiver(io.RawIOBase):
     """The bytes of a socket, as long as the patience lasts: a timeout alone begins anew with each byte that drips."""
 
     def __init__(self, sock: Any, raw: Any, patience: Patience):
-        import select
-        import socket
-        import ssl
-
         self._sock, self._raw, self._patience, self._limit = sock, raw, patience, 0.0
-        self._select, self._timeout = select.select, socket.timeout
-        self._nothing_yet = (BlockingIOError, ssl.SSLWantReadError)
 
     def readable(self) -> bool:
         return True
@@ -739,7 +723,7 @@ class Receiver(io.RawIOBase):
         if max(0, self._limit - 1) < left <= self._limit:  # more than this for each record would slow TLS down
             return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
         if left <= 0:
-            raise self._timeout("timed out")
+            raise TimeoutError("timed out")
         if self._patience.ordering:
             return self._read_heard(buffer, left)
         self._sock.settimeout(left)
@@ -748,12 +732,15 @@ class Receiver(io.RawIOBase):
 
     def _read_heard(self, buffer: Any, left: float) -> int:
         """Read, with signals heard while nothing has come, and not with the last byte of an answer in hand."""
+        from select import select
+        from ssl import SSLWantReadError
+
         try:
             self._sock.settimeout(0)
             return int(self._sock.recv_into(buffer))
-        except self._nothing_yet:
+        except (BlockingIOError, SSLWantReadError):
             with stops(held=False):
-                self._select([self._sock], [], [], min(left, 1))
+                select([self._sock], [], [], min(left, 1))
         finally:
             self._sock.settimeout(left)
         return self.readinto(buffer)
@@ -787,7 +774,7 @@ class Watched:
         return response
 
 
-def make_session(patience: Patience, connections: int, **tries: Any) -> Any:
+def make_session(patience: Patience, connections: int) -> Any:
     """A requests session whose tries, urllib3's Retry, end with the patience."""
     import requests
     from requests.adapters import HTTPAdapter
@@ -802,8 +789,10 @@ def make_session(patience: Patience, connections: int, **tries: Any) -> Any:
 
         def increment(self, method: Any = None, url: Any = None, response: Any = None, *args: Any, **more: Any) -> Any:
             patience.tried += 1
-            enough = (self.get_retry_after(response) or self.get_backoff_time()) < patience.left()
-            following = Retry.increment(self if enough else self.new(total=0), method, url, response, *args, **more)
+            once = patience.wish or (patience.ordering and patience.handed_over)  # urllib3 would repeat a GET
+            wait = float("inf") if once else self.get_retry_after(response) or self.get_backoff_time()
+            tries = self if wait < patience.left() else self.new(total=0)
+            following = Retry.increment(tries, method, url, response, *args, **more)
             if response is not None:
                 response.close()  # urllib3 would read it to its end
             return following
@@ -819,8 +808,8 @@ def make_session(patience: Patience, connections: int, **tries: Any) -> Any:
     session = requests.Session()
     session.headers["User-Agent"] = f"peps_maja/{__version__} {session.headers['User-Agent']}"
     session.headers["Accept-Encoding"] = "identity"
+    retry = PatientRetry(TRIES - 1, status_forcelist=RETRIED, backoff_factor=BACKOFF_S, raise_on_status=False)
     for scheme in ("http://", "https://"):
-        retry = PatientRetry(backoff_factor=BACKOFF_S, raise_on_status=False, **tries)
         session.mount(scheme, Adapter(pool_maxsize=max(connections, ASK_AT_ONCE), max_retries=retry))
     return session
 
@@ -847,12 +836,7 @@ class Service:
         self._request = requests.Request
         self._silent: Counter[str] = Counter()
         self._causes: dict[str, CommonCause] = {}  # by host; that of a refused account stands under ""
-        tries = {"total": TRIES - 1, "status_forcelist": RETRIED, "allowed_methods": ("GET",)}
-        self._reads = make_session(self.patience, connections, **tries)
-        self._wishes = make_session(self.patience, connections, total=0)
-        # urllib3 would repeat an execute, which is a GET, and order twice.
-        once = {"total": TRIES - 1, "read": 0, "status": 0, "other": 0, "respect_retry_after_header": False}
-        self._orders = make_session(self.patience, 1, **once)
+        self._session = make_session(self.patience, connections)
 
     def look_anew(self) -> None:
         """Forget which hosts were out of order."""
@@ -866,24 +850,24 @@ class Service:
             request.headers["Authorization"] = f"Basic {self._token}"
         return request
 
-    def _send(self, session: Any, method: str, url: str, what: str, headers: dict[str, str]) -> Any:
+    def _send(self, method: str, url: str, what: str, headers: Any = None) -> Any:
         """One request and its redirects, followed by hand so that each hop is signed, or not, by the same rule."""
         for _ in range(10):
             self.patience.tried = 0
             try:
                 url = prefer_https(url, self.base)
-                request = session.prepare_request(self._request(method, url, headers, auth=self._sign))
-                settings = session.merge_environment_settings(request.url, {}, True, None, None)
+                request = self._session.prepare_request(self._request(method, url, headers, auth=self._sign))
+                settings = self._session.merge_environment_settings(request.url, {}, True, None, None)
                 if is_loopback(urlsplit(request.url).hostname or ""):
                     settings["proxies"] = {}
                 timeout = (min(CONNECT_TIMEOUT_S, max(self.patience.left(), 0.001)), READ_TIMEOUT_S)
-                response = session.send(request, timeout=timeout, allow_redirects=False, **settings)
+                response = self._session.send(request, timeout=timeout, allow_redirects=False, **settings)
                 if not response.is_redirect:
                     return response
                 response.close()
                 url = urljoin(url, response.headers["Location"])
             except self._failures as err:
-                raise self._no_answer(url, what, err, counts=session is self._reads) from err
+                raise self._no_answer(url, what, err) from err
         raise PepsError(f"{host_of(url)} redirects the {what} without end; tell the service")
 
     def open(
@@ -893,12 +877,12 @@ class Service:
         cause = self._causes.get("") or self._causes.get(host_of(url))
         if cause:
             raise CommonCause(str(cause), cause.status)
-        session = self._wishes if wish else self._reads
-        response = self._send(session, method, url, what, headers or {})
+        self.patience.wish = wish
+        response = self._send(method, url, what, headers)
         if response.status_code in (404, 410) and not wish:
             response.close()
             time.sleep(MOMENT_S)
-            response = self._send(session, method, url, what, headers or {})
+            response = self._send(method, url, what, headers)
         if response.status_code not in RETRIED:
             self._silent[host_of(response.url)] = 0
         if response.status_code in accept:
@@ -906,7 +890,7 @@ class Service:
         document = b""
         with response, contextlib.suppress(CutOff, PepsError):
             document = b"".join(self.pieces(response, what, DOCUMENT_MAX_BYTES))
-        raise self.refusal(response, what, *error_words(document, response.status_code), counts=not wish)
+        raise self.refusal(response, what, *error_words(document, response.status_code))
 
     def pieces(self, response: Any, what: str, most: float) -> Iterator[bytes]:
         """A body as it arrives, undecoded; raises CutOff where it breaks off, PepsError beyond so many bytes."""
@@ -960,7 +944,8 @@ class Service:
         `patience.handed_over` tells, also after an error, whether the request may have arrived.
         """
         with self.patience.lasting(PATIENCE_S):
-            response = self._send(self._orders, "GET", url, "order", {"Connection": "close"})
+            self._session.close()  # a connection kept from the catalogue may be dead, and the order in doubt
+            response = self._send("GET", url, "order", {"Connection": "close"})
             why = f"{host_of(response.url)} answered {response.status_code}" if response.status_code >= 300 else ""
             try:
                 with response:
@@ -970,7 +955,7 @@ class Service:
                 why = why or f"its answer broke off: {err}"
         return response, why
 
-    def _no_answer(self, url: str, what: str, err: BaseException, counts: bool = True) -> PepsError:
+    def _no_answer(self, url: str, what: str, err: BaseException) -> PepsError:
         """The error that a failure of the network is."""
         from ssl import SSLCertVerificationError
 
@@ -982,18 +967,18 @@ class Service:
             )
         if isinstance(err, ValueError) and type(err).__name__ != "InvalidHeader":  # InvalidURL and its kin
             return PepsError(f"the address of the {what}, '{one_line(url)}', is refused: {one_line(err)}")
-        return self._out_of_order(host, f"{host} gives no answer ({reason(err)})", counts)
+        return self._out_of_order(host, f"{host} gives no answer ({reason(err)})")
 
-    def _out_of_order(self, host: str, words: str, counts: bool) -> CommonCause:
+    def _out_of_order(self, host: str, words: str) -> CommonCause:
         tries = f", tried {self.patience.tried} times" if self.patience.tried > 1 else ""
         ended = "; PEPS announced the end of its service for 2026-03-25" if self.base == DEFAULT_SERVER else ""
         cause = CommonCause(f"{words}{tries}{ended}", Status.NOT_YET)
-        self._silent[host] += counts
+        self._silent[host] += not self.patience.wish
         if self._silent[host] >= SILENT_MAX:
             self._causes[host] = cause
         return cause
 
-    def refusal(self, response: Any, what: str, code: int, words: str, counts: bool = True) -> PepsError:
+    def refusal(self, response: Any, what: str, code: int, words: str) -> PepsError:
         """The error that an HTTP status means, or the same code in a JSON error."""
         host, signed = host_of(response.url), "Authorization" in response.request.headers
         said = f": {words}" if words else ""
@@ -1012,7 +997,7 @@ class Service:
         if code in (404, 410):
             return Gone(f"{host} no longer has the {what} ({code})")
         if code in RETRIED:
-            return self._out_of_order(host, f"{host} answers {code}{said}", counts)
+            return self._out_of_order(host, f"{host} answers {code}{said}")
         return PepsError(f"{host} refused the {what} ({code}){said or ': no reason given'}")
 
     def refused_order(self, response: Any, document: bytes) -> PepsError | None:
@@ -1358,7 +1343,7 @@ def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
     try:
         job = settle(part, log, why=why, answer=bytes(answer))
     except OrderInDoubt as err:
-        err.status = stopped_by(stopped) if stopped else err.status
+        err.status = stopped.args[0] if stopped else err.status
         raise
     if stopped:
         raise stopped
