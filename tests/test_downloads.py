@@ -47,6 +47,16 @@ def test_a_whole_product_on_disk_is_left_alone(run, job, victim):
     job.require_whole()
 
 
+def test_the_largest_comes_first_and_nothing_compressed_is_asked_for(run, job, peps):
+    for name, size in zip(job.bodies, (SIZE, 3 * SIZE, 2 * SIZE)):
+        job.bodies[name] = peps.products[name] = make_product(name, size)
+    download(run, job, "-j", 1)
+    asked = [request.path.rpartition("/")[2] for request in peps.requests("/maja/", "GET")]
+    assert asked == sorted(job.bodies, key=lambda name: len(job.bodies[name]), reverse=True)
+    assert {request.headers["accept-encoding"] for request in peps.journal} == {"identity"}
+    assert all(request.headers["user-agent"].startswith("peps_maja/") for request in peps.journal)
+
+
 BODY = make_product("x", SIZE)
 BROKEN = {
     "half": BODY[: SIZE // 2], "last byte missing": BODY[:-1],
