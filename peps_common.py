@@ -237,8 +237,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise PepsError(f"{message} (see {self.prog} -h)", Status.USAGE)
 
-    def print_help(self, file: Any = None) -> None:
-        console.say(self.format_help().rstrip(), news=True)
+    def _print_message(self, message: str, file: Any = None) -> None:
+        console.say(message.rstrip(), news=True)
 
 
 def make_parser(script: str, description: str, *examples: str) -> Parser:

@@ -353,10 +353,11 @@ def test_without_a_good_requests_one_line_says_what_to_install(state, account, p
     assert peps.journal == []
 
 
-def test_help_for_a_reader_who_leaves(account):
+@pytest.mark.parametrize("option", ["-h", "--version"])
+def test_help_for_a_reader_who_leaves(option, account):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, str(CHECKOUT / "full_maja_process.py"), "-h"]
+    command = [sys.executable, str(CHECKOUT / "full_maja_process.py"), option]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30, env=buffered)
     os.close(writer)
