@@ -925,18 +925,15 @@ class Service:
                         self.patience.tried = attempt
                         raise self._no_answer(response.url, what, err) from err
                     time.sleep(BACKOFF_S * attempt)
-        error = refused = None
         with parsing:
             try:
                 error = parse_json_error(document)
-                value = parse(document)
-            except Unreadable as err:  # not kept, for its frames hold all that was read
+                if not error:
+                    return document, parse(document)
+                refused = self.refusal(response, what, *error)
+            except Unreadable as err:  # which is not kept, for its frames hold all that was read
                 refused = PepsError(f"{host_of(response.url)} sent, as the {what}, {err}", err.status)
-        if error:
-            raise self.refusal(response, what, *error)
-        if refused:
-            raise refused
-        return document, value
+        raise refused
 
     def submit(self, url: str, keep: Callable[[bytes], None]) -> tuple[Any, str]:
         """Send an execute request once, hand each piece of the answer to `keep`, and return what is wrong with its end.
