@@ -586,42 +586,36 @@ def in_threads(
 
 
 class FollowUp:
-    """One run of a download script: its jobs, their products, and the account of both.
+    """One run of a download script: its jobs, their products, and the account of both."""
 
-    `connect` makes the Service, only if something must be asked; `at_once` is the number of downloads.
-    """
-
-    def __init__(
-        self, jobs: list[Job], folder: Path, connect: Callable[[], Service], hints: dict[State, str], at_once: int,
-        check: bool, dry_run: bool, listed: list[L1C] | None,
-    ):  # fmt: skip
-        self.jobs, self.folder, self.hints, self.at_once = jobs, folder, hints, at_once
-        self.check, self.dry_run, self.listed = check, dry_run, listed
+    def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: list[L1C] | None):
+        self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
         self.products: dict[Path, Product] = {}
         self.missing: dict[str, int] = {}
-        self._connect, self._lengths, self._spent = connect, True, 0.0
+        self._lengths, self._spent = True, 0.0
 
     @functools.cached_property
     def service(self) -> Service:
-        return self._connect()
+        """Made only if something must be asked."""
+        return Service(self.args.server, self.token, self.args.jobs)
 
-    def run(self, interval_s: float | None, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Look once, or every `interval_s` seconds until every job has ended, and download what is finished."""
-        console.due = None if interval_s is None else time.time() + interval_s
-        next_look = time.monotonic() + (interval_s or 0)
+    def run(self) -> None:
+        """Look once, with --wait until every job has ended, and download what is finished."""
+        wait_s = self.args.interval * 60 if self.args.wait and not self.args.dry_run else 0
+        next_look = time.time() + wait_s
+        console.due = next_look if wait_s else None
         self._read(self.jobs)
         self._look_on_disk()
         for job in self.jobs:
             if job.state == State.FINISHED and (job.refused or not job.ended):
                 job.conclude(State.UNREACHED)  # the report is asked for again
         self._tell([job for job in self.jobs if job.ended])
-        while not all(job.ended for job in self.jobs):
-            self._look([job for job in self.jobs if not job.ended])
-            if interval_s is None or all(job.ended for job in self.jobs):
-                break
-            while (left := next_look - time.monotonic()) > 0:
-                sleep(min(left, 1))  # a signal that comes just before a sleep is heard after it
-            next_look, console.due = time.monotonic() + interval_s, time.time() + interval_s
+        self._look()
+        while wait_s and not all(job.ended for job in self.jobs):
+            while (left := next_look - time.time()) > 0:
+                time.sleep(min(left, 1))  # a signal that comes just before a sleep is heard after it
+            next_look = console.due = time.time() + wait_s
+            self._look()
 
     def _read(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -629,10 +623,11 @@ class FollowUp:
                 job.read()
             except PepsError as err:
                 job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.WRONG_LOG, str(err))
-            job.take_results(self.folder, self.products)
+            job.take_results(self.args.write_dir, self.products)
 
-    def _look(self, jobs: list[Job]) -> None:
-        """Ask how jobs stand, side by side, say it, and download."""
+    def _look(self) -> None:
+        """Ask how the jobs stand that have not ended, side by side, say it, and download."""
+        jobs = [job for job in self.jobs if not job.ended]
         self._read([job for job in jobs if not job.answer.holds_job])
         asked = [job for job in jobs if job.answer.holds_job]
         if asked:
@@ -644,13 +639,13 @@ class FollowUp:
             elif err:
                 job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.REFUSED, str(err))
         for job in asked:  # in their order: of two that name one product it is the first one's
-            job.take_results(self.folder, self.products)
+            job.take_results(self.args.write_dir, self.products)
         self._look_on_disk()
         wanted = [product for product in self._wanted() if product.status == Status.NOT_YET]
-        for _ in in_threads(self._measure, wanted, self.at_once):
+        for _ in in_threads(self._measure, wanted, self.args.jobs):
             pass
         self._tell(jobs)
-        if not self.dry_run:
+        if not self.args.dry_run:
             self._download(sorted(wanted, key=lambda product: product.size or 2**63, reverse=True))
 
     def _wanted(self) -> list[Product]:
@@ -661,12 +656,12 @@ class FollowUp:
         """Find out which products are there already, and whole."""
 
         def look(product: Product) -> None:
-            problem = product.problem(product.path, self.check)
+            problem = product.problem(product.path, self.args.check)
             product.status, product.damaged = Status.NOT_YET if problem else Status.OK, bool(problem)
 
         there = [one for one in self._wanted() if one.status == Status.NOT_YET and os.path.lexists(one.path)]
-        for product, err in in_threads(look, there, self.at_once):
-            product.read_through = self.check and product.path.suffix == ".zip"
+        for product, err in in_threads(look, there, self.args.jobs):
+            product.read_through = self.args.check and product.path.suffix == ".zip"
             if err:
                 self._give_up([product], err)
 
@@ -715,7 +710,7 @@ class FollowUp:
             words = f"{plural(job.report.unprocessed, 'date')} lost, most likely by a busy tape robot"
             more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
             console.error(f"warning: {job.name}: {words}; {more}")
-        for product in job.products if self.dry_run else ():
+        for product in job.products if self.args.dry_run else ():
             if product.status == Status.NOT_YET:
                 console.say(f"to fetch: {product.path.name}{f'  {human(product.size)}' if product.size else ''}")
 
@@ -725,8 +720,8 @@ class FollowUp:
         causes: dict[str, list[Product]] = {}
         failed, total, began, spent = 0, len(products), time.monotonic(), self._spent
         with progress_bar(products) as show:
-            fetch = lambda product: download(self.service, product, self.check, show)  # noqa: E731
-            for number, (product, err) in enumerate(in_threads(fetch, products, self.at_once, show), 1):
+            fetch = lambda product: download(self.service, product, self.args.check, show)  # noqa: E731
+            for number, (product, err) in enumerate(in_threads(fetch, products, self.args.jobs, show), 1):
                 failed, self._spent = failed + bool(err), spent + time.monotonic() - began
                 show(0, f"{number - failed}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
                 if product.downloaded:
@@ -735,7 +730,7 @@ class FollowUp:
                     console.say(f"[{number}/{total}] {product.path.name}  {words}", news=True)
                 elif isinstance(err, (CommonCause, common.AnotherRun)):
                     product.status, other = err.status, isinstance(err, common.AnotherRun)
-                    words = f"another run is at work in {self.folder}" if other else str(err)
+                    words = f"another run is at work in {self.args.write_dir}" if other else str(err)
                     causes.setdefault(words, []).append(product)
                 elif err:
                     self._give_up([product], err)
@@ -757,10 +752,12 @@ class FollowUp:
         """The products for which the folder has room, as far as the server tells their sizes."""
         if not products:
             return []
-        if not os.access(self.folder, os.W_OK):
-            self._give_up(products, CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded"))
+        if not os.access(self.args.write_dir, os.W_OK):
+            self._give_up(
+                products, CommonCause(f"{self.args.write_dir} cannot be written to, so nothing is downloaded")
+            )
             return []
-        room = free = free_space(self.folder)
+        room = free = free_space(self.args.write_dir)
         fitting: list[Product] = []
         left: list[Product] = []
         for product in products:
@@ -769,7 +766,7 @@ class FollowUp:
             room -= need if need <= room else 0
         if left:
             need = sum((product.size or 0) - product.partial for product in left)
-            words = f"not enough disk space in {self.folder}: {human(free)} free, {human(need)} more to come"
+            words = f"not enough disk space in {self.args.write_dir}: {human(free)} free, {human(need)} more to come"
             self._give_up(left, CommonCause(f"{words}; make room and run again"))
         return fitting
 
@@ -808,12 +805,12 @@ class FollowUp:
         left = sum(product.status == Status.NOT_YET for product in wanted)
         counts = [
             (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "not fetched"),
-            (left, "to fetch" if self.dry_run else "left for the next run"),
+            (left, "to fetch" if self.args.dry_run else "left for the next run"),
             (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
         ]  # fmt: skip
         self._tell_check([product for product in wanted if product.read_through])
         products = sums("product", counts, dates)
-        where = f" {products}, in {self.folder.resolve()}" if products else ""
+        where = f" {products}, in {self.args.write_dir.resolve()}" if products else ""
         news = bool(brought) or any(job.asked and job.ended for job in self.jobs)
         console.say(f"{sums('job', [(count, word) for word, count in states.items()])}.{where}", news=news)
         return common.worst(job.status for job in self.jobs)
@@ -891,25 +888,15 @@ def duration(seconds: float) -> str:
 
 def add_download_options(parser: common.Parser) -> None:
     """The options that the two download scripts share."""
-    parser.add_argument(
-        "-w", "--write_dir", metavar="DIR", type=Path, default=Path("."),
-        help="folder for the products (default: the current one)",
-    )  # fmt: skip
-    parser.add_argument(
-        "-j", "--jobs", metavar="N", type=common.number_between(int, 1, 1000, "a number from 1 on"), default=4,
-        help="downloads at once (default: 4)",
-    )  # fmt: skip
+    add = parser.add_argument
+    number = common.number_between(int, 1, 1000, "a number from 1 on")
     minutes = common.number_between(float, 0.001, 10**6, "a number of minutes above 0")
-    parser.add_argument("--wait", action="store_true", help="stay until every job has ended")
-    parser.add_argument(
-        "--interval",
-        metavar="MINUTES",
-        type=minutes,
-        default=10.0,
-        help="with --wait: time between looks (default: 10)",
-    )
-    parser.add_argument("--check", action="store_true", help="read products on disk through, and replace damaged ones")
-    parser.add_argument(
+    add("-w", "--write_dir", metavar="DIR", type=Path, default=Path("."), help="folder for the products (default: .)")
+    add("-j", "--jobs", metavar="N", type=number, default=4, help="downloads at once (default: 4)")
+    add("--wait", action="store_true", help="stay until every job has ended")
+    add("--interval", metavar="MINUTES", type=minutes, default=10.0, help="with --wait: between looks (default: 10)")
+    add("--check", action="store_true", help="read products on disk through, and replace damaged ones")
+    add(
         "-n", "--no_download", "--dry-run", dest="dry_run", action="store_true",
         help="ask how the jobs stand, and only say what would be downloaded",
     )  # fmt: skip
@@ -921,14 +908,12 @@ def follow_up(
     """Follow jobs up as the options say; after Ctrl-C, too, a last line says what is done."""
     if not args.dry_run:
         common.make_folder(args.write_dir)
-    connect = lambda: Service(args.server, token, args.jobs)  # noqa: E731
-    follow = FollowUp(jobs, args.write_dir, connect, hints, args.jobs, args.check, args.dry_run, listed)
+    follow = FollowUp(jobs, args, token, hints, listed)
     try:
-        follow.run(args.interval * 60 if args.wait and not args.dry_run else None)
-    except KeyboardInterrupt:
-        follow.finish()
-        raise
-    return follow.finish()
+        follow.run()
+    finally:
+        status = follow.finish()
+    return status
 
 
 def build_parser() -> common.Parser:
