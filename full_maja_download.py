@@ -10,7 +10,6 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
-import errno
 import functools
 import itertools
 import os
@@ -115,6 +114,26 @@ def parse_report(document: bytes) -> Report:
     if len(results) > RESULTS_MAX:
         raise common.Unreadable(f"one of more than {RESULTS_MAX} results, which is refused", Status.FAILED)
     return Report(state, words, results, *parse_unprocessed(info.get("unprocessed")))
+
+
+def report_of_status(answer: common.WpsAnswer) -> Report:
+    """What a status document says that names no report."""
+    percent = f"{answer.progress.rstrip('% ')}%" if answer.progress else ""
+    if answer.failed:
+        return Report(State.FAILED, answer.message)
+    if answer.state == "ProcessSucceeded":
+        return Report(State.UNREPORTED, "a success, as the service says, but it names no report")
+    return Report(State.RUNNING, percent) if answer.state == "ProcessStarted" else Report(State.WAITING, "")
+
+
+def report_of_error(err: PepsError) -> Report:
+    """What is known of a job that cannot be read or asked."""
+    if isinstance(err, common.Gone):
+        return Report(State.GONE, f"{err}; the service does not keep jobs for ever")
+    if isinstance(err, common.OrderInDoubt):
+        return Report(State.IN_DOUBT, str(err))
+    by_status = {Status.NOT_YET: State.UNREACHED, Status.USAGE: State.WRONG_LOG}
+    return Report(by_status.get(err.status, State.REFUSED), str(err))
 
 
 def scalars(root: object) -> Iterator[tuple[str, Any]]:
@@ -398,10 +417,11 @@ class Job:
 
     def __init__(self, name: str, log: Path, status_file: Path, report_file: Path):
         self.name, self.log, self.status_file, self.report_file = name, log, status_file, report_file
-        self.answer = common.WpsAnswer("")
-        self.state, self.words, self.told, self.doubt = State.UNREACHED, "", "", ""
-        self.asked = self.common = self.known = False  # whether the service was; others fail as it does; it is no news
-        self.report: Report | None = None
+        self.answer, self.report = common.WpsAnswer(""), Report(State.UNREACHED, "")
+        self.error: PepsError | None = None  # why there is no report
+        self.doubt: PepsError | None = None  # an order in the same log
+        self.told: tuple[object, ...] = ()
+        self.asked = self.known = False  # whether the service was asked, and whether its report is no news
         self.products: list[Product] = []
         self.refused: list[str] = []
         self.cloudy: list[str] = []
@@ -410,29 +430,35 @@ class Job:
     def status(self) -> Status:
         """The exit status that the job, its results and its products lead to."""
         failed = [Status.FAILED] if self.refused or self.doubt else []
-        return common.worst([self.state.status, *failed, *(product.status for product in self.products)])
+        return common.worst([self.report.state.status, *failed, *(product.status for product in self.products)])
 
     @property
     def ended(self) -> bool:
         """Whether looking again would change nothing."""
-        return Status.NOT_YET not in (self.state.status, *(product.status for product in self.products))
+        return Status.NOT_YET not in (self.report.state.status, *(product.status for product in self.products))
+
+    def conclude(self, error: PepsError | None) -> None:
+        """Take the end of a look: an error stands in place of a report."""
+        self.error = error
+        if error:
+            self.report = report_of_error(error)
 
     def read(self) -> None:
-        """Read the log, and the finished report beside it if the status document there is this job's."""
+        """Read the log, and a finished report if the status document beside it is this job's; raises PepsError."""
         advice = "give a log that was written when ordering"
+        answer = None
         try:
             answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
-            answer = None
+            self.doubt = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}")
             with contextlib.suppress(OSError, PepsError):
                 answer = common.parse_wps(self.log.read_bytes(), cut=True)
-            self.doubt = f"{err}; {common.way_out(self.log)}"
             if answer is None:
-                self.conclude(State.IN_DOUBT, self.doubt)
-                return
+                raise self.doubt from err
+            console.error(self.doubt)
         if answer is None:
-            with common.named_file(self.log, advice):
-                raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
+            words = "there is no job in it" if self.log.exists() else "no such file"
+            raise PepsError(f"{self.log}: {words}; {advice}", Status.USAGE)
         if answer.failed:
             raise PepsError(f"{self.log}: a refused order ({answer.message}); order again", Status.USAGE)
         if not (answer.status_location and http_url(answer.status_location, "https://server/")):
@@ -440,19 +466,15 @@ class Job:
         self.answer = answer
         with contextlib.suppress(OSError, PepsError):
             report = parse_report(common.require_plain(self.report_file).read_bytes())
-            if report.state == State.FINISHED and self._is_ours(self.status_file):
-                self.known = True
-                self.conclude(State.FINISHED, report=report)
+            if report.state == State.FINISHED and self._owns_status_file():
+                self.report, self.known = report, True
 
-    def _is_ours(self, status_file: Path) -> bool:
-        """Whether a status document bears the log's statusLocation."""
+    def _owns_status_file(self) -> bool:
+        """Whether the status document beside the log bears its statusLocation."""
         with contextlib.suppress(OSError, PepsError):
-            document = common.require_plain(status_file).read_bytes()
+            document = common.require_plain(self.status_file).read_bytes()
             return common.parse_wps(document).status_location == self.answer.status_location
         return False
-
-    def conclude(self, state: State, words: str = "", report: Report | None = None) -> None:
-        self.state, self.words, self.report = state, words, report
 
     def ask(self, service: Service) -> None:
         """Learn how the job stands, in two minutes at most; the documents are kept beside the log. Raises PepsError."""
@@ -463,27 +485,19 @@ class Job:
                 self._refresh(service)
                 if not answer.report_url:  # the service may name it only now
                     document, answer = service.read(location, "status document", common.parse_wps)
+            if not self._owns_status_file():  # it must never stand beside the report of another job
+                self.report_file.unlink(missing_ok=True)
+            common.write_whole(self.status_file, document)
             if answer.failed or not answer.report_url:
-                self._keep(document)
-                percent = f"{answer.progress.rstrip('% ')}%" if answer.progress else ""
-                states = {
-                    "ProcessFailed": (State.FAILED, answer.message),
-                    "ProcessSucceeded": (State.UNREPORTED, "a success, as the service says, but it names no report"),
-                    "ProcessStarted": (State.RUNNING, percent),
-                }
-                self.conclude(*states.get("ProcessFailed" if answer.failed else answer.state, (State.WAITING, "")))
+                self.report = report_of_status(answer)
                 return
+            url = http_url(answer.report_url, location) or answer.report_url
             try:
-                text, report = service.read(
-                    http_url(answer.report_url, location) or answer.report_url, "report", parse_report
-                )
-            except PepsError as err:
-                self._keep(document)
-                if isinstance(err, common.Gone):
-                    raise PepsError(f"{err}, or does not have it yet", Status.NOT_YET) from err
-                raise
-        self._keep(document, text)
-        self.conclude(report.state, report.words, report)
+                text, report = service.read(url, "report", parse_report)
+            except common.Gone as err:
+                raise PepsError(f"{err}, or does not have it yet", Status.NOT_YET) from err
+        common.write_whole(self.report_file, text)
+        self.report = report
 
     def _refresh(self, service: Service) -> None:
         """Ask the service to bring the job's report up to date; a report that stays old is still a report."""
@@ -492,20 +506,12 @@ class Job:
         with contextlib.suppress(PepsError, common.CutOff), service.patience.lasting(WISH_PATIENCE_S):
             response = service.open(url, "refresh", wish=True)
             with response:
-                b"".join(service.pieces(response, "refresh", common.DOCUMENT_MAX_BYTES))
-
-    def _keep(self, document: bytes, report: bytes | None = None) -> None:
-        """Keep the documents; a status document of this job must never stand beside the report of another."""
-        if report is not None:
-            common.write_whole(self.report_file, report)
-        elif not self._is_ours(self.status_file):
-            self.report_file.unlink(missing_ok=True)
-        common.write_whole(self.status_file, document)
+                list(service.pieces(response, "refresh", common.DOCUMENT_MAX_BYTES))
 
     def take_results(self, folder: Path, known: dict[Path, Product]) -> None:
         """Sort the report's results: products, of which each file is `known` once, too cloudy ones, refused ones."""
         self.products, self.refused, self.cloudy = [], [], []
-        for url in self.report.results if self.report and self.state == State.FINISHED else ():
+        for url in self.report.results if self.report.state == State.FINISHED else ():
             try:
                 name = product_name(url)
                 if "NOVALD" in name:
@@ -521,16 +527,16 @@ class Job:
 
     def describe(self, hints: dict[State, str]) -> str:
         """How the job stands, in words; a hint on a state comes once a run."""
-        if self.state == State.FINISHED:
+        state, words = self.report[:2]
+        if state == State.FINISHED:
             return f"finished: {self._counts()}"
-        if self.state == State.UNKNOWN:
-            return f"in the state '{self.words}', taken for not finished" if self.words else "its report tells no state"
-        words, hint = self.words, console.once(hints.get(self.state, ""))
-        if self.state in (State.WAITING, State.RUNNING):
-            progress = f", {self.words}" if self.words else ""
-            return f"{self.state.word}{progress}{f' ({hint})' if hint else ''}"
-        if self.state in (State.FAILED, State.CANCELED):
-            words = f"{self.state.word}: {self.words or hint or 'the service says no more'}"
+        if state == State.UNKNOWN:
+            return f"in the state '{words}', taken for not finished" if words else "its report tells no state"
+        hint = console.once(hints.get(state, ""))
+        if state in (State.WAITING, State.RUNNING):
+            return f"{state.word}{words and f', {words}'}{hint and f' ({hint})'}"
+        if state in (State.FAILED, State.CANCELED):
+            words = f"{state.word}: {words or hint or 'the service says no more'}"
             hint = console.once(hints[State.GONE])
         return f"{words}; {hint}" if hint else words
 
@@ -539,7 +545,7 @@ class Job:
         fetch = [product for product in self.products if product.status == Status.NOT_YET]
         sizes = [max(0, product.size - product.partial) for product in fetch if product.size]
         size = f", {human(sum(sizes))}" if sizes and len(sizes) == len(fetch) else ""
-        there, lost = len(self.products) - len(fetch), self.report.unprocessed if self.report else 0
+        there, lost = len(self.products) - len(fetch), self.report.unprocessed
         where = f"{f'{there} on disk, ' * (there > 0)}{len(fetch)} to fetch{size}" if fetch else "all on disk"
         counts = [(len(self.products), f"({where})"), (len(self.cloudy), "too cloudy")]
         return sums("product", counts, lost) or "no products"
@@ -607,8 +613,8 @@ class FollowUp:
         self._read(self.jobs)
         self._look_on_disk()
         for job in self.jobs:
-            if job.state == State.FINISHED and (job.refused or not job.ended):
-                job.conclude(State.UNREACHED)  # the report is asked for again
+            if job.report.state == State.FINISHED and (job.refused or not job.ended):
+                job.report = Report(State.UNREACHED, "")  # it is asked for again
         self._tell([job for job in self.jobs if job.ended])
         self._look()
         while wait_s and not all(job.ended for job in self.jobs):
@@ -621,8 +627,9 @@ class FollowUp:
         for job in jobs:
             try:
                 job.read()
+                job.conclude(None)
             except PepsError as err:
-                job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.WRONG_LOG, str(err))
+                job.conclude(err)
             job.take_results(self.args.write_dir, self.products)
 
     def _look(self) -> None:
@@ -633,11 +640,8 @@ class FollowUp:
         if asked:
             self.service.look_anew()
         for job, err in in_threads(lambda job: job.ask(self.service), asked, common.ASK_AT_ONCE):
-            job.asked, job.common = True, isinstance(err, CommonCause)
-            if isinstance(err, common.Gone):
-                job.conclude(State.GONE, f"{err}; the service does not keep jobs for ever")
-            elif err:
-                job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.REFUSED, str(err))
+            job.asked = True
+            job.conclude(err)
         for job in asked:  # in their order: of two that name one product it is the first one's
             job.take_results(self.args.write_dir, self.products)
         self._look_on_disk()
@@ -663,7 +667,7 @@ class FollowUp:
         for product, err in in_threads(look, there, self.args.jobs):
             product.read_through = self.args.check and product.path.suffix == ".zip"
             if err:
-                self._give_up([product], err)
+                self._give_up([(product, err)])
 
     def _measure(self, product: Product) -> None:
         """Ask for the size of a product: a wish, and not repeated at a server that does not grant it."""
@@ -677,27 +681,21 @@ class FollowUp:
                 self._lengths = err.status != Status.NOT_YET
 
     def _tell(self, jobs: list[Job]) -> None:
-        """Say how jobs stand, as far as that is new; what stops many for one reason in one line."""
-        causes: dict[str, list[Job]] = {}
+        """Say how jobs stand, as far as that is new."""
+        failures = []
         for job in jobs:
-            told, job.told = job.told, f"{job.state} {job.words}"
+            told, job.told = job.told, job.report[:2]
             if told == job.told:
                 continue
             line = common.about(job.name, job.describe(self.hints))
-            if job.common:
-                causes.setdefault(job.words, []).append(job)
-            elif job.state in (State.WAITING, State.RUNNING, State.UNKNOWN, State.UNREPORTED):
-                console.say(f"{line}; {console.later}" if console.due or console.once(console.later) else line)
-            elif job.state == State.FINISHED:
+            if job.report.state == State.FINISHED:
                 console.say(line, news=job.asked)
                 self._tell_results(job)
+            elif job.error or job.report.state.status == Status.FAILED:
+                failures.append((line, job.error or PepsError(line)))
             else:
-                console.error(PepsError(line, job.state.status))
-            if job.doubt and job.state != State.IN_DOUBT:
-                console.error(job.doubt)
-        for words, stopped in causes.items():
-            lines = [f"{job.name}: {words}" for job in stopped]
-            tell_cause(lines, "job", PepsError(words, stopped[0].state.status))
+                console.say(f"{line}; {console.later}" if console.due or console.once(console.later) else line)
+        tell_failures("job", failures)
 
     def _tell_results(self, job: Job) -> None:
         news, job.known = job.asked and not job.known, True
@@ -705,7 +703,7 @@ class FollowUp:
             console.say(f"{job.name}: too cloudy: {name}")
         for refusal in job.refused:
             console.error(f"{job.name}: {refusal}")
-        if job.report and job.report.unprocessed and news:
+        if job.report.unprocessed and news:
             which = ", ".join(job.report.lost) or (self.hints.get(State.FINISHED, "") if self.listed is None else "")
             words = f"{plural(job.report.unprocessed, 'date')} lost, most likely by a busy tape robot"
             more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
@@ -717,7 +715,7 @@ class FollowUp:
     def _download(self, products: list[Product]) -> None:
         """Download products, the largest first so that none is left to run alone at the end."""
         products = self._that_fit(products)
-        causes: dict[str, list[Product]] = {}
+        stopped: list[tuple[Product, PepsError]] = []
         failed, total, began, spent = 0, len(products), time.monotonic(), self._spent
         with progress_bar(products) as show:
             fetch = lambda product: download(self.service, product, self.args.check, show)  # noqa: E731
@@ -728,34 +726,33 @@ class FollowUp:
                     rate = product.received / max(product.seconds, 0.001)
                     words = f"{human(product.received)} in {duration(product.seconds)}, {human(rate)}/s"
                     console.say(f"[{number}/{total}] {product.path.name}  {words}", news=True)
-                elif isinstance(err, (CommonCause, common.AnotherRun)):
-                    product.status, other = err.status, isinstance(err, common.AnotherRun)
-                    words = f"another run is at work in {self.args.write_dir}" if other else str(err)
-                    causes.setdefault(words, []).append(product)
+                elif isinstance(err, common.AnotherRun):
+                    words = f"another run is at work in {self.args.write_dir}"
+                    stopped.append((product, CommonCause(words, err.status)))
+                elif isinstance(err, CommonCause):
+                    stopped.append((product, err))
                 elif err:
-                    self._give_up([product], err)
+                    self._give_up([(product, err)])
         self._look_on_disk()  # what another run was at may be there by now
-        for words, stopped in causes.items():
-            left = [product for product in stopped if product.status != Status.OK]
-            if left:
-                self._give_up(left, CommonCause(words, left[0].status))
+        self._give_up([(product, err) for product, err in stopped if product.status != Status.OK])
 
-    def _give_up(self, products: list[Product], cause: PepsError) -> None:
-        """Say in one line why products are not downloaded, unless that was said before."""
-        for product in products:
-            product.status = cause.status
-        lines = [f"{product.job}: {common.about(product.path.name, cause)}" for product in products]
-        if console.once(str(cause) if isinstance(cause, CommonCause) else lines[0]):
-            tell_cause(lines, "product", cause)
+    def _give_up(self, failures: list[tuple[Product, PepsError]]) -> None:
+        """Say why products are not downloaded, unless that was said before."""
+        lines = []
+        for product, err in failures:
+            product.status = err.status
+            line = f"{product.job}: {common.about(product.path.name, err)}"
+            if console.once(line):
+                lines.append((line, err))
+        tell_failures("product", lines)
 
     def _that_fit(self, products: list[Product]) -> list[Product]:
         """The products for which the folder has room, as far as the server tells their sizes."""
         if not products:
             return []
         if not os.access(self.args.write_dir, os.W_OK):
-            self._give_up(
-                products, CommonCause(f"{self.args.write_dir} cannot be written to, so nothing is downloaded")
-            )
+            cause = CommonCause(f"{self.args.write_dir} cannot be written to, so nothing is downloaded")
+            self._give_up([(product, cause) for product in products])
             return []
         room = free = free_space(self.args.write_dir)
         fitting: list[Product] = []
@@ -767,16 +764,16 @@ class FollowUp:
         if left:
             need = sum((product.size or 0) - product.partial for product in left)
             words = f"not enough disk space in {self.args.write_dir}: {human(free)} free, {human(need)} more to come"
-            self._give_up(left, CommonCause(f"{words}; make room and run again"))
+            self._give_up([(product, CommonCause(f"{words}; make room and run again")) for product in left])
         return fitting
 
     def _compare(self, listed: list[L1C]) -> None:
         """List the acquisitions of a catalogue answer without a result, once all jobs have finished."""
-        if not all(job.state == State.FINISHED for job in self.jobs):
+        if not all(job.report.state == State.FINISHED for job in self.jobs):
             console.say("missing acquisitions are looked for when every job has finished")
             return
         seen = [product.acquisition for product in listed if product.acquisition]
-        results = {job.name: job.report.results for job in self.jobs if job.report}
+        results = {job.name: job.report.results for job in self.jobs}
         missing = missing_acquisitions(seen, [url for urls in results.values() for url in urls])
         loud = not console.quiet or any(job.asked for job in self.jobs)
         for one in missing if loud else ():
@@ -792,13 +789,13 @@ class FollowUp:
         """Say the last line, which sums the run up, and return its exit status."""
         if self.listed is not None:
             self._compare(self.listed)
-        states = Counter(job.state.word for job in self.jobs)
-        states["in doubt beside it"] = sum(bool(job.doubt) and job.state != State.IN_DOUBT for job in self.jobs)
+        states = Counter(job.report.state.word for job in self.jobs)
+        states["in doubt beside it"] = sum(bool(job.doubt) and job.doubt is not job.error for job in self.jobs)
         wanted = self._wanted()
         brought = [product for product in wanted if product.downloaded]
         there = sum(product.status == Status.OK for product in wanted) - len(brought)
         took = f"({human(sum(one.received for one in brought))} in {duration(self._spent)})"
-        lost = {job.name: job.report.unprocessed for job in self.jobs if job.report}
+        lost = {job.name: job.report.unprocessed for job in self.jobs}
         compared = sum(count for name, count in lost.items() if name in self.missing)
         dates = sum(lost.values()) - compared + max(compared, self.missing.get("", 0))
         failed = sum(product.status == Status.FAILED for product in wanted) + sum(len(job.refused) for job in self.jobs)
@@ -861,10 +858,14 @@ def progress_bar(products: list[Product]) -> Iterator[Any]:
             console.bar = None
 
 
-def tell_cause(lines: list[str], noun: str, cause: PepsError) -> None:
-    """Say in one line what stops many for one reason, or the line of the one that it stops."""
-    words = lines[0] if len(lines) == 1 else f"{plural(len(lines), noun)}: {cause}"
-    console.error(PepsError(words, cause.status))
+def tell_failures(noun: str, failures: Iterable[tuple[str, PepsError]]) -> None:
+    """Say a line for each failure, but one with their number for those that have one cause."""
+    causes: dict[str, list[tuple[str, PepsError]]] = {}
+    for line, err in failures:
+        causes.setdefault(str(err) if isinstance(err, CommonCause) else line, []).append((line, err))
+    for cause, same in causes.items():
+        line, err = same[0]
+        console.error(PepsError(line if len(same) == 1 else f"{plural(len(same), noun)}: {cause}", err.status))
 
 
 def sums(noun: str, counts: Iterable[tuple[int, str]], lost: int = 0) -> str:
