@@ -212,7 +212,10 @@ def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterab
 
 
 class NotAProduct(PepsError):
-    """A page, an error or nothing came where a product was asked for."""
+    """A page, an error, nothing or a damaged product came where a product was asked for; it is asked for once more."""
+
+    def __init__(self, url: str, what: str):
+        super().__init__(f"{common.host_of(url)} sent {what}, twice; if that stays so, tell the service")
 
 
 class Product:
@@ -220,22 +223,24 @@ class Product:
 
     def __init__(self, url: str, path: Path, job: str):
         self.url, self.path, self.job = url, path, job
+        self.is_zip = path.suffix == ".zip"
         self.size: int | None = None  # in bytes, where the server tells
         self.status = Status.NOT_YET
         self.received, self.seconds = 0, 0.0
         self.downloaded = self.damaged = self.read_through = False
 
     @property
-    def partial(self) -> int:
-        """Bytes that an earlier run left."""
+    def rest(self) -> int:
+        """Bytes that are still to come, as far as the server tells the size."""
+        held = 0
         with contextlib.suppress(OSError):
-            return common.part_path(self.path).lstat().st_size
-        return 0
+            held = common.part_path(self.path).lstat().st_size
+        return max(0, (self.size or 0) - held)
 
     def problem(self, file: Path, every_byte: bool) -> str | None:
         """What is wrong with a file that should be this product, None if nothing; of no zip that it is missing."""
         common.require_plain(file)
-        if self.path.suffix == ".zip":
+        if self.is_zip:
             return zip_problem(file, every_byte)
         return None if file.exists() else "missing"
 
@@ -266,94 +271,130 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
         return one_line(err) or type(err).__name__
 
 
-def download(service: Service, product: Product, check: bool, on_bytes: Callable[[int], None]) -> None:
-    """Bring a product to its name, whole and checked (all CRCs with `check`), continuing what an earlier run left.
+class Room:
+    """What is free on the disk of a folder, promised to one product after the other."""
 
-    `on_bytes` is told, again and again, how many more are on disk. Raises PepsError, OSError.
-    """
-    began = time.monotonic()
-    with common.part_file(product.path) as part:
-        problem = product.problem(product.path, check)
-        for _ in ("as it comes", "afresh") if problem else ():
+    def __init__(self, folder: Path, products: list[Product]):
+        self.folder, self.left, self._lock = folder, float("inf"), threading.Lock()
+        with contextlib.suppress(OSError):
+            usage = shutil.disk_usage(folder)
+            self.left = usage.free if usage.total else self.left  # some file systems do not tell
+        to_come = sum(product.rest for product in products)
+        more = f"{human(to_come)} more to come" if to_come else "more to come"
+        self.lack = f"not enough disk space in {folder}: {human(self.left)} free, {more}; make room and run again"
+
+    def take(self, need: int) -> None:
+        """Promise so many bytes; raises CommonCause where there are fewer."""
+        if not os.access(self.folder, os.W_OK):
+            raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
+        with self._lock:
+            if need > self.left:
+                raise CommonCause(self.lack)
+            self.left -= need
+
+
+class Download:
+    """A product on its way to the disk; `show` is told, again and again, how many more of its bytes are there."""
+
+    def __init__(self, service: Service, product: Product, room: Room, show: Callable[[int], None]):
+        self.service, self.product, self.room, self.show = service, product, room, show
+        self.part: Any = None
+
+    @property
+    def held(self) -> int:
+        return os.fstat(self.part.fileno()).st_size
+
+    def run(self, check: bool) -> None:
+        """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
+        product, began = self.product, time.monotonic()
+        self.room.take(product.rest)
+        with common.part_file(product.path) as self.part:
+            if product.problem(product.path, check):
+                try:
+                    self._receive_whole()
+                except NotAProduct:
+                    self._receive_whole()
+                if product.is_zip or not product.path.exists():  # else somebody has put a file there meanwhile
+                    common.finish(self.part, product.path)
+                    product.downloaded, product.seconds = True, time.monotonic() - began
+                else:
+                    self.part.truncate(0)
+        product.status = Status.OK
+
+    def _receive_whole(self) -> None:
+        """Fill the part file, over as many connections as it takes while each makes progress, and check it."""
+        furthest, idle, first = self.held, 0, None
+        while first is None:
             try:
-                continued = receive_whole(service, product, part, on_bytes)
-            except NotAProduct as err:
-                problem = str(err)
-                continue
-            # A product in one piece was checked by TCP; what was put together is read through.
-            problem = zip_problem(Path(part.name), every_byte=continued) if product.path.suffix == ".zip" else None
-            if problem is None and (product.path.suffix == ".zip" or not product.path.exists()):
-                common.finish(part, product.path)
-                product.downloaded, product.seconds = True, time.monotonic() - began
-                break
-            part.truncate(0)
-            if problem is None:  # somebody has put a file there meanwhile
-                break
-            problem = f"a damaged product ({problem})"
-    if problem:
-        raise PepsError(f"{common.host_of(product.url)} sent {problem}, twice; if that stays so, tell the service")
-    product.status = Status.OK
+                first = self._receive()
+            except common.CutOff as err:
+                idle = 0 if self.held > furthest else idle + 1
+                furthest = max(self.held, furthest)
+                if idle == common.TRIES:
+                    host = common.host_of(self.product.url)
+                    words = f"{host} breaks off at {human(self.held)}, tried {idle} times ({err})"
+                    raise PepsError(words, Status.NOT_YET) from err
+                time.sleep(common.BACKOFF_S * idle)
+        # A product in one piece was checked by TCP; what was put together is read through.
+        problem = self.product.problem(Path(self.part.name), every_byte=first > 0)
+        if problem:
+            self.part.truncate(0)
+            raise NotAProduct(self.product.url, f"a damaged product ({problem})")
 
+    def _receive(self) -> int:
+        """Append one answer's body to the part file, and return the byte it began at; raises CutOff, NotAProduct."""
+        for offset in (self.held, 0):
+            headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
+            with (
+                self.service.patience.lasting(common.PATIENCE_S),
+                self.service.open(self.product.url, "product", headers=headers, accept=accept) as response,
+            ):
+                span = body_span(response.status_code, response.headers, offset)
+                if span and span != (offset or None, offset):
+                    self._take(response, *span)
+                if span:
+                    return span[0]
+        host = common.host_of(self.product.url)
+        raise PepsError(f"{host} sends another part of the product than asked for; tell the service")
 
-def receive_whole(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> bool:
-    """Fill a part file, over as many connections as it takes while each makes progress; returns whether over many."""
-    furthest, idle = os.fstat(part.fileno()).st_size, 0
-    while True:
-        try:
-            return receive(service, product, part, on_bytes) > 0
-        except common.CutOff as err:
-            size = os.fstat(part.fileno()).st_size
-            idle = 0 if size > furthest else idle + 1
-            furthest = max(size, furthest)
-            if idle == common.TRIES:
-                words = f"{common.host_of(product.url)} breaks off at {human(size)}, tried {idle} times ({err})"
-                raise PepsError(words, Status.NOT_YET) from err
-            time.sleep(common.BACKOFF_S * idle)
+    def _take(self, response: Any, start: int, total: int | None) -> None:
+        """Write a body to its place in the part file; raises CutOff unless it has the product's length in the end."""
+        product, patience, held = self.product, self.service.patience, self.held
+        head, body = b"", self.service.pieces(response, "product", float("inf"))
+        if start == 0:
+            head = self._head(response, body)
+        if product.size is None and total is not None:
+            product.size = total
+            self.room.take(product.rest)
+        if start == 0:
+            self.part.truncate(0)
+            self.show(-held)
+        size = flushed = self.part.seek(start)
+        patience.until = time.monotonic() + SLOWEST_S
+        for chunk in itertools.chain([head], body):
+            common.write(self.part, chunk)
+            size += len(chunk)
+            product.received += len(chunk)
+            self.show(len(chunk))
+            patience.until = min(patience.until + len(chunk) / SLOWEST_RATE, time.monotonic() + SLOWEST_S)
+            if size - flushed >= FLUSH_BYTES:
+                flushed = size
+                start_flush(self.part)
+        if total not in (None, size):
+            raise common.CutOff(f"{size} of {total} bytes")
 
-
-def receive(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> int:
-    """Append one answer's body to a part file, and return the offset it began at; raises CutOff, NotAProduct."""
-    held = os.fstat(part.fileno()).st_size
-    for offset in (held, 0):
-        headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
-        with (
-            service.patience.lasting(common.PATIENCE_S),
-            service.open(product.url, "product", headers=headers, accept=accept) as response,
-        ):
-            span = body_span(response.status_code, response.headers, offset)
-            if offset and span == (offset, offset):
-                return offset
-            if span is not None:
-                take_body(service, product, part, response, span, on_bytes)
-                return span[0]
-    host = common.host_of(product.url)
-    raise PepsError(f"{host} sends another part of the product than asked for; tell the service")
-
-
-def take_body(service: Service, product: Product, part: Any, response: Any, span: Any, on_bytes: Any) -> None:
-    """Write a body to its place in a part file; raises CutOff unless it has the product's length in the end."""
-    (start, total), held = span, os.fstat(part.fileno()).st_size
-    body = service.pieces(response, "product", float("inf"))
-    head = product_head(product, response, body) if start == 0 else b""
-    require_space(product.path.parent, (total or 0) - held)
-    if start == 0:
-        part.truncate(0)
-        on_bytes(-held)
-    part.seek(start)
-    size = flushed = start
-    service.patience.until = time.monotonic() + SLOWEST_S
-    for chunk in itertools.chain([head], body):
-        common.write(part, chunk)
-        size += len(chunk)
-        product.received += len(chunk)
-        on_bytes(len(chunk))
-        bought = service.patience.until + len(chunk) / SLOWEST_RATE
-        service.patience.until = min(bought, time.monotonic() + SLOWEST_S)
-        if size - flushed >= FLUSH_BYTES:
-            flushed = size
-            start_flush(part)
-    if total not in (None, size):
-        raise common.CutOff(f"{size} of {total} bytes")
+    def _head(self, response: Any, body: Iterator[bytes]) -> bytes:
+        """The first bytes of the product; raises NotAProduct when they are those of a page, an error or nothing."""
+        head = b""
+        while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
+            head += chunk
+        page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and self.product.path.suffix not in (".html", ".htm")
+        error = common.parse_json_error(head)
+        if head and not error and (head.startswith(ZIP_START) if self.product.is_zip else not page):
+            return head
+        kind = one_line(response.headers.get("Content-Type", "no type"), 60)
+        words = f"a page, or something else that is no product ({kind})" if head else "an empty answer"
+        raise NotAProduct(self.product.url, f"an error ({error[1]})" if error else words)
 
 
 def start_flush(file: Any) -> None:
@@ -380,33 +421,6 @@ def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | 
     if code == 416:
         return (offset, offset) if total == offset else None
     return (offset, total) if found and first == offset else None
-
-
-def product_head(product: Product, response: Any, body: Iterator[bytes]) -> bytes:
-    """The first bytes of a product; raises NotAProduct when they are those of a page, an error or nothing."""
-    head = b""
-    while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
-        head += chunk
-    page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and product.path.suffix not in (".html", ".htm")
-    error = common.parse_json_error(head)
-    if head and not error and (head.startswith(ZIP_START) if product.path.suffix == ".zip" else not page):
-        return head
-    kind = one_line(response.headers.get("Content-Type", "no type"), 60)
-    words = "an empty answer" if not head else f"a page, or something else that is no product ({kind})"
-    raise NotAProduct(f"an error ({error[1]})" if error else words)
-
-
-def free_space(folder: Path) -> float:
-    """Bytes free on a folder's disk; without end where the file system does not tell."""
-    with contextlib.suppress(OSError):
-        usage = shutil.disk_usage(folder)
-        return usage.free if usage.total else float("inf")
-    return float("inf")
-
-
-def require_space(folder: Path, need: int) -> None:
-    if need > free_space(folder):
-        raise CommonCause(f"not enough disk space in {folder}: {human(free_space(folder))} free; make room, run again")
 
 
 # One job
@@ -543,8 +557,7 @@ class Job:
     def _counts(self) -> str:
         """What a finished job brings, no zero among the numbers."""
         fetch = [product for product in self.products if product.status == Status.NOT_YET]
-        sizes = [max(0, product.size - product.partial) for product in fetch if product.size]
-        size = f", {human(sum(sizes))}" if sizes and len(sizes) == len(fetch) else ""
+        size = f", {human(sum(product.rest for product in fetch))}" if all(product.size for product in fetch) else ""
         there, lost = len(self.products) - len(fetch), self.report.unprocessed
         where = f"{f'{there} on disk, ' * (there > 0)}{len(fetch)} to fetch{size}" if fetch else "all on disk"
         counts = [(len(self.products), f"({where})"), (len(self.cloudy), "too cloudy")]
@@ -665,7 +678,7 @@ class FollowUp:
 
         there = [one for one in self._wanted() if one.status == Status.NOT_YET and os.path.lexists(one.path)]
         for product, err in in_threads(look, there, self.args.jobs):
-            product.read_through = self.args.check and product.path.suffix == ".zip"
+            product.read_through = self.args.check and product.is_zip
             if err:
                 self._give_up([(product, err)])
 
@@ -714,11 +727,11 @@ class FollowUp:
 
     def _download(self, products: list[Product]) -> None:
         """Download products, the largest first so that none is left to run alone at the end."""
-        products = self._that_fit(products)
+        room = Room(self.args.write_dir, products)
         stopped: list[tuple[Product, PepsError]] = []
         failed, total, began, spent = 0, len(products), time.monotonic(), self._spent
         with progress_bar(products) as show:
-            fetch = lambda product: download(self.service, product, self.args.check, show)  # noqa: E731
+            fetch = lambda product: Download(self.service, product, room, show).run(self.args.check)  # noqa: E731
             for number, (product, err) in enumerate(in_threads(fetch, products, self.args.jobs, show), 1):
                 failed, self._spent = failed + bool(err), spent + time.monotonic() - began
                 show(0, f"{number - failed}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
@@ -745,27 +758,6 @@ class FollowUp:
             if console.once(line):
                 lines.append((line, err))
         tell_failures("product", lines)
-
-    def _that_fit(self, products: list[Product]) -> list[Product]:
-        """The products for which the folder has room, as far as the server tells their sizes."""
-        if not products:
-            return []
-        if not os.access(self.args.write_dir, os.W_OK):
-            cause = CommonCause(f"{self.args.write_dir} cannot be written to, so nothing is downloaded")
-            self._give_up([(product, cause) for product in products])
-            return []
-        room = free = free_space(self.args.write_dir)
-        fitting: list[Product] = []
-        left: list[Product] = []
-        for product in products:
-            need = max(0, (product.size or 0) - product.partial)
-            (fitting if need <= room else left).append(product)
-            room -= need if need <= room else 0
-        if left:
-            need = sum((product.size or 0) - product.partial for product in left)
-            words = f"not enough disk space in {self.args.write_dir}: {human(free)} free, {human(need)} more to come"
-            self._give_up([(product, CommonCause(f"{words}; make room and run again")) for product in left])
-        return fitting
 
     def _compare(self, listed: list[L1C]) -> None:
         """List the acquisitions of a catalogue answer without a result, once all jobs have finished."""
@@ -838,11 +830,10 @@ def progress_bar(products: list[Product]) -> Iterator[Any]:
         yield lambda size=0, words="": None
         return
     tqdm.monitor_interval = 0
-    sizes = [product.size or 0 for product in products]
-    there = sum(product.partial for product in products)
+    total = sum(product.rest for product in products) if all(product.size for product in products) else None
     # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
     with tqdm(
-        total=sum(sizes) if all(sizes) else None, initial=there, unit="B", unit_scale=True, smoothing=0,
+        total=total, unit="B", unit_scale=True, smoothing=0,
         desc=f"0/{plural(len(products), 'product')}",
     ) as bar:  # fmt: skip
 
