@@ -10,7 +10,7 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
-import functools
+import importlib
 import itertools
 import os
 import re
@@ -81,6 +81,7 @@ class Report(NamedTuple):
     results: tuple[str, ...] = ()
     unprocessed: int = 0
     lost: tuple[str, ...] = ()
+    error: PepsError | None = None  # that stands in place of a report
 
 
 REPORT_WORDS = {
@@ -128,12 +129,13 @@ def report_of_status(answer: common.WpsAnswer) -> Report:
 
 def report_of_error(err: PepsError) -> Report:
     """What is known of a job that cannot be read or asked."""
-    if isinstance(err, common.Gone):
-        return Report(State.GONE, f"{err}; the service does not keep jobs for ever")
-    if isinstance(err, common.OrderInDoubt):
-        return Report(State.IN_DOUBT, str(err))
     by_status = {Status.NOT_YET: State.UNREACHED, Status.USAGE: State.WRONG_LOG}
-    return Report(by_status.get(err.status, State.REFUSED), str(err))
+    state, words = by_status.get(err.status, State.REFUSED), str(err)
+    if isinstance(err, common.OrderInDoubt):
+        state = State.IN_DOUBT
+    if isinstance(err, common.Gone):
+        state, words = State.GONE, f"{err}; the service does not keep jobs for ever"
+    return Report(state, words, error=err)
 
 
 def scalars(root: object) -> Iterator[tuple[str, Any]]:
@@ -198,9 +200,14 @@ def read_expected(path: Path) -> list[L1C]:
     return [product for product in map(L1C.from_feature, page["features"]) if product]
 
 
+def acquisitions(results: Iterable[str]) -> list[common.Acquisition]:
+    """The acquisitions that the names of results tell."""
+    return [seen for url in results if (seen := common.acquisition(unquote(url.rpartition("/")[2])))]
+
+
 def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterable[str]) -> list[common.Acquisition]:
     """The expected acquisitions with neither a product nor a too cloudy one, an hour from them, among the results."""
-    there = [seen for seen in (common.acquisition(unquote(url.rpartition("/")[2])) for url in results) if seen]
+    there = acquisitions(results)
     return [
         one
         for one in sorted(set(expected), key=lambda one: one.time)
@@ -236,6 +243,12 @@ class Product:
         with contextlib.suppress(OSError):
             held = common.part_path(self.path).lstat().st_size
         return max(0, (self.size or 0) - held)
+
+    def look(self, check: bool) -> None:
+        """Find out whether the file that is there is the product, whole."""
+        problem = self.problem(self.path, check)
+        self.read_through, self.damaged = check and self.is_zip, bool(problem)
+        self.status = Status.NOT_YET if problem else Status.OK
 
     def problem(self, file: Path, every_byte: bool) -> str | None:
         """What is wrong with a file that should be this product, None if nothing; of no zip that it is missing."""
@@ -350,7 +363,7 @@ class Download:
                 self.service.open(self.product.url, "product", headers=headers, accept=accept) as response,
             ):
                 span = body_span(response.status_code, response.headers, offset)
-                if span and span != (offset or None, offset):
+                if span and response.status_code != 416:
                     self._take(response, *span)
                 if span:
                     return span[0]
@@ -432,7 +445,6 @@ class Job:
     def __init__(self, name: str, log: Path, status_file: Path, report_file: Path):
         self.name, self.log, self.status_file, self.report_file = name, log, status_file, report_file
         self.answer, self.report = common.WpsAnswer(""), Report(State.UNREACHED, "")
-        self.error: PepsError | None = None  # why there is no report
         self.doubt: PepsError | None = None  # an order in the same log
         self.told: tuple[object, ...] = ()
         self.asked = self.known = False  # whether the service was asked, and whether its report is no news
@@ -450,12 +462,6 @@ class Job:
     def ended(self) -> bool:
         """Whether looking again would change nothing."""
         return Status.NOT_YET not in (self.report.state.status, *(product.status for product in self.products))
-
-    def conclude(self, error: PepsError | None) -> None:
-        """Take the end of a look: an error stands in place of a report."""
-        self.error = error
-        if error:
-            self.report = report_of_error(error)
 
     def read(self) -> None:
         """Read the log, and a finished report if the status document beside it is this job's; raises PepsError."""
@@ -492,6 +498,9 @@ class Job:
 
     def ask(self, service: Service) -> None:
         """Learn how the job stands, in two minutes at most; the documents are kept beside the log. Raises PepsError."""
+        if not self.answer.holds_job:  # another run was at work on the log
+            self.read()
+        self.asked = True
         location = http_url(self.answer.status_location, f"{service.base}/")
         with service.patience.lasting(common.PATIENCE_S):
             document, answer = service.read(location, "status document", common.parse_wps)
@@ -607,28 +616,34 @@ def in_threads(
 class FollowUp:
     """One run of a download script: its jobs, their products, and the account of both."""
 
-    def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: list[L1C] | None):
-        self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
+    def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Any = None):
+        self.jobs, self.args, self.token, self.hints = jobs, args, token, hints
+        self.listed: list[L1C] | None = listed
         self.products: dict[Path, Product] = {}
-        self.missing: dict[str, int] = {}
         self._lengths, self._spent = True, 0.0
 
-    @functools.cached_property
-    def service(self) -> Service:
-        """Made only if something must be asked."""
-        return Service(self.args.server, self.token, self.args.jobs)
+    def run(self) -> Status:
+        """Follow the jobs up as the options say; after Ctrl-C, too, a last line says what is done."""
+        if not self.args.dry_run:
+            common.make_folder(self.args.write_dir)
+        try:
+            self._follow(self.args.interval * 60 if self.args.wait and not self.args.dry_run else 0)
+        finally:
+            status = self.finish()
+        return status
 
-    def run(self) -> None:
-        """Look once, with --wait until every job has ended, and download what is finished."""
-        wait_s = self.args.interval * 60 if self.args.wait and not self.args.dry_run else 0
+    def _follow(self, wait_s: float) -> None:
+        """Look once, or every so many seconds until every job has ended, and download what is finished."""
         next_look = time.time() + wait_s
         console.due = next_look if wait_s else None
-        self._read(self.jobs)
-        self._look_on_disk()
+        self._learn(Job.read, self.jobs, 1)
         for job in self.jobs:
             if job.report.state == State.FINISHED and (job.refused or not job.ended):
                 job.report = Report(State.UNREACHED, "")  # it is asked for again
         self._tell([job for job in self.jobs if job.ended])
+        if all(job.ended for job in self.jobs):
+            return
+        self.service = Service(self.args.server, self.token, self.args.jobs)
         self._look()
         while wait_s and not all(job.ended for job in self.jobs):
             while (left := next_look - time.time()) > 0:
@@ -636,28 +651,20 @@ class FollowUp:
             next_look = console.due = time.time() + wait_s
             self._look()
 
-    def _read(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            try:
-                job.read()
-                job.conclude(None)
-            except PepsError as err:
-                job.conclude(err)
+    def _learn(self, how: Callable[[Job], None], jobs: list[Job], at_once: int) -> None:
+        """Learn how jobs stand, and which of their products are there."""
+        for job, err in in_threads(how, jobs, at_once):
+            if err:
+                job.report = report_of_error(err)
+        for job in jobs:  # in their order: of two that name one product it is the first one's
             job.take_results(self.args.write_dir, self.products)
+        self._look_on_disk()
 
     def _look(self) -> None:
         """Ask how the jobs stand that have not ended, side by side, say it, and download."""
         jobs = [job for job in self.jobs if not job.ended]
-        self._read([job for job in jobs if not job.answer.holds_job])
-        asked = [job for job in jobs if job.answer.holds_job]
-        if asked:
-            self.service.look_anew()
-        for job, err in in_threads(lambda job: job.ask(self.service), asked, common.ASK_AT_ONCE):
-            job.asked = True
-            job.conclude(err)
-        for job in asked:  # in their order: of two that name one product it is the first one's
-            job.take_results(self.args.write_dir, self.products)
-        self._look_on_disk()
+        self.service.look_anew()
+        self._learn(lambda job: job.ask(self.service), jobs, common.ASK_AT_ONCE)
         wanted = [product for product in self._wanted() if product.status == Status.NOT_YET]
         for _ in in_threads(self._measure, wanted, self.args.jobs):
             pass
@@ -670,15 +677,8 @@ class FollowUp:
         return list({product.path: product for job in self.jobs for product in job.products}.values())
 
     def _look_on_disk(self) -> None:
-        """Find out which products are there already, and whole."""
-
-        def look(product: Product) -> None:
-            problem = product.problem(product.path, self.args.check)
-            product.status, product.damaged = Status.NOT_YET if problem else Status.OK, bool(problem)
-
         there = [one for one in self._wanted() if one.status == Status.NOT_YET and os.path.lexists(one.path)]
-        for product, err in in_threads(look, there, self.args.jobs):
-            product.read_through = self.args.check and product.is_zip
+        for product, err in in_threads(lambda product: product.look(self.args.check), there, self.args.jobs):
             if err:
                 self._give_up([(product, err)])
 
@@ -704,8 +704,8 @@ class FollowUp:
             if job.report.state == State.FINISHED:
                 console.say(line, news=job.asked)
                 self._tell_results(job)
-            elif job.error or job.report.state.status == Status.FAILED:
-                failures.append((line, job.error or PepsError(line)))
+            elif job.report.error or job.report.state.status == Status.FAILED:
+                failures.append((line, job.report.error or PepsError(line)))
             else:
                 console.say(f"{line}; {console.later}" if console.due or console.once(console.later) else line)
         tell_failures("job", failures)
@@ -759,58 +759,52 @@ class FollowUp:
                 lines.append((line, err))
         tell_failures("product", lines)
 
-    def _compare(self, listed: list[L1C]) -> None:
-        """List the acquisitions of a catalogue answer without a result, once all jobs have finished."""
+    def _lost_dates(self) -> int:
+        """How many dates brought nothing: of each tile what the reports count, or more where the list shows more."""
+        lost: Counter[str] = Counter()
+        seen = [product.acquisition for product in self.listed or () if product.acquisition]
+        for job in self.jobs:
+            tiles = [one.tile for one in (*acquisitions(job.report.results), *seen)]
+            lost[tiles[0] if tiles else ""] += job.report.unprocessed
+        if self.listed is None:
+            return sum(lost.values())
         if not all(job.report.state == State.FINISHED for job in self.jobs):
             console.say("missing acquisitions are looked for when every job has finished")
-            return
-        seen = [product.acquisition for product in listed if product.acquisition]
-        results = {job.name: job.report.results for job in self.jobs}
-        missing = missing_acquisitions(seen, [url for urls in results.values() for url in urls])
-        loud = not console.quiet or any(job.asked for job in self.jobs)
-        for one in missing if loud else ():
-            console.error(f"warning: no result for {one.platform} of {one.time:%Y-%m-%d}, tile {one.tile}")
-        if len(seen) < len(listed) and loud:
-            names = plural(len(listed) - len(seen), "product")
-            console.error(f"warning: {names} of the list cannot be compared: neither name nor entry says the tile")
-        tiles = {one.tile for one in seen}
-        ours = [name for name, urls in results.items() if any(f"_T{tile}_" in url for tile in tiles for url in urls)]
-        self.missing = {"": len(missing), **dict.fromkeys(ours or results, 0)}
+            return sum(lost.values())
+        missing = missing_acquisitions(seen, [url for job in self.jobs for url in job.report.results])
+        if not console.quiet or any(job.asked for job in self.jobs):
+            for one in missing:
+                console.error(f"warning: no result for {one.platform} of {one.time:%Y-%m-%d}, tile {one.tile}")
+            if len(seen) < len(self.listed):
+                names = plural(len(self.listed) - len(seen), "product")
+                console.error(f"warning: {names} of the list cannot be compared: neither name nor entry says the tile")
+        return sum((lost | Counter(one.tile for one in missing)).values())
 
     def finish(self) -> Status:
         """Say the last line, which sums the run up, and return its exit status."""
-        if self.listed is not None:
-            self._compare(self.listed)
+        dates, wanted = self._lost_dates(), self._wanted()
         states = Counter(job.report.state.word for job in self.jobs)
-        states["in doubt beside it"] = sum(bool(job.doubt) and job.doubt is not job.error for job in self.jobs)
-        wanted = self._wanted()
+        states["in doubt beside it"] = sum(bool(job.doubt) and job.doubt is not job.report.error for job in self.jobs)
+        ends = Counter(product.status for product in wanted)
         brought = [product for product in wanted if product.downloaded]
-        there = sum(product.status == Status.OK for product in wanted) - len(brought)
-        took = f"({human(sum(one.received for one in brought))} in {duration(self._spent)})"
-        lost = {job.name: job.report.unprocessed for job in self.jobs}
-        compared = sum(count for name, count in lost.items() if name in self.missing)
-        dates = sum(lost.values()) - compared + max(compared, self.missing.get("", 0))
-        failed = sum(product.status == Status.FAILED for product in wanted) + sum(len(job.refused) for job in self.jobs)
-        left = sum(product.status == Status.NOT_YET for product in wanted)
+        took = f"({human(sum(product.received for product in brought))} in {duration(self._spent)})"
         counts = [
-            (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "not fetched"),
-            (left, "to fetch" if self.args.dry_run else "left for the next run"),
+            (len(brought), f"downloaded {took}"), (ends[Status.OK] - len(brought), "on disk before"),
+            (ends[Status.FAILED] + sum(len(job.refused) for job in self.jobs), "not fetched"),
+            (ends[Status.NOT_YET], "to fetch" if self.args.dry_run else "left for the next run"),
             (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
         ]  # fmt: skip
-        self._tell_check([product for product in wanted if product.read_through])
+        read = [product for product in wanted if product.read_through]
+        damaged = [product for product in read if product.damaged]
+        mended = ", fetched again" if all(product.downloaded for product in damaged) else ""
+        if read:
+            words = f"{len(damaged)} damaged{mended}" if damaged else "none damaged"
+            console.say(f"--check: {len(read)} read, {words}", news=bool(damaged))
         products = sums("product", counts, dates)
         where = f" {products}, in {self.args.write_dir.resolve()}" if products else ""
         news = bool(brought) or any(job.asked and job.ended for job in self.jobs)
         console.say(f"{sums('job', [(count, word) for word, count in states.items()])}.{where}", news=news)
         return common.worst(job.status for job in self.jobs)
-
-    def _tell_check(self, read: list[Product]) -> None:
-        damaged = [product for product in read if product.damaged]
-        again = sum(product.downloaded for product in damaged)
-        mended = ", fetched again" if again == len(damaged) else f", {again} of them fetched again" if again else ""
-        if read:
-            words = f"{len(damaged)} damaged{mended}" if damaged else "none damaged"
-            console.say(f"--check: {len(read)} read, {words}", news=bool(damaged))
 
 
 @contextlib.contextmanager
@@ -823,19 +817,14 @@ def progress_bar(products: list[Product]) -> Iterator[Any]:
     tqdm: Any = None
     if products and not console.quiet and sys.stderr and sys.stderr.isatty():
         with contextlib.suppress(ImportError):
-            import tqdm as library
-
-            tqdm = library.tqdm
+            tqdm = importlib.import_module("tqdm").tqdm
     if tqdm is None:
         yield lambda size=0, words="": None
         return
     tqdm.monitor_interval = 0
     total = sum(product.rest for product in products) if all(product.size for product in products) else None
     # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
-    with tqdm(
-        total=total, unit="B", unit_scale=True, smoothing=0,
-        desc=f"0/{plural(len(products), 'product')}",
-    ) as bar:  # fmt: skip
+    with tqdm(total=total, unit="B", unit_scale=True, smoothing=0, desc=f"0/{plural(len(products), 'product')}") as bar:
 
         def show(size: int = 0, words: str = "") -> None:
             with bar.get_lock():
@@ -894,20 +883,6 @@ def add_download_options(parser: common.Parser) -> None:
     )  # fmt: skip
 
 
-def follow_up(
-    jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: list[L1C] | None = None
-) -> Status:
-    """Follow jobs up as the options say; after Ctrl-C, too, a last line says what is done."""
-    if not args.dry_run:
-        common.make_folder(args.write_dir)
-    follow = FollowUp(jobs, args, token, hints, listed)
-    try:
-        follow.run()
-    finally:
-        status = follow.finish()
-    return status
-
-
 def build_parser() -> common.Parser:
     parser = common.make_parser(
         "full_maja_download",
@@ -921,10 +896,8 @@ def build_parser() -> common.Parser:
         help="log files that full_maja_process wrote (default: Full_Maja.log)",
     )  # fmt: skip
     add_download_options(parser)
-    parser.add_argument(
-        "--json", metavar="FILE", type=Path,
-        help="the list that full_maja_process --json wrote: name every acquisition without a result",
-    )  # fmt: skip
+    compare = "the list that full_maja_process --json wrote: name every acquisition without a result"
+    parser.add_argument("--json", metavar="FILE", type=Path, help=compare)
     return parser
 
 
@@ -935,7 +908,7 @@ def run(args: Any) -> Status:
     jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
     reports = {f"report of {job.name}": job.report_file for job in jobs if os.path.exists(job.log.parent)}
     common.check_files({"list (--json)": args.json, **reports})
-    return follow_up(jobs, args, token, full_maja_hints(), listed)
+    return FollowUp(jobs, args, token, full_maja_hints(), listed).run()
 
 
 def main(argv: list[str] | None = None) -> int:
