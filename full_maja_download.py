@@ -62,7 +62,10 @@ class State(Enum):
         self.status = status
 
 
-def full_maja_hints() -> dict[State, str]:
+Hints = dict[State, str]
+
+
+def full_maja_hints() -> Hints:
     """What people should know of a job in a state, said once a run; FINISHED's is for lost dates, GONE's what helps."""
     process = common.called("full_maja_process")
     return {
@@ -226,7 +229,7 @@ class NotAProduct(PepsError):
 
 
 class Product:
-    """One product to be had: where from, where to, for which job, and what became of it."""
+    """One product: where from, where to, for which job, how it comes, and what became of it."""
 
     def __init__(self, url: str, path: Path, job: str):
         self.url, self.path, self.job = url, path, job
@@ -237,12 +240,16 @@ class Product:
         self.downloaded = self.damaged = self.read_through = False
 
     @property
+    def held(self) -> int:
+        """Bytes that have come so far."""
+        with contextlib.suppress(OSError):
+            return common.part_path(self.path).lstat().st_size
+        return 0
+
+    @property
     def rest(self) -> int:
         """Bytes that are still to come, as far as the server tells the size."""
-        held = 0
-        with contextlib.suppress(OSError):
-            held = common.part_path(self.path).lstat().st_size
-        return max(0, (self.size or 0) - held)
+        return max(0, (self.size or 0) - self.held)
 
     def look(self, check: bool) -> None:
         """Find out whether the file that is there is the product, whole."""
@@ -256,6 +263,120 @@ class Product:
         if self.is_zip:
             return zip_problem(file, every_byte)
         return None if file.exists() else "missing"
+
+    def fetch(self, service: Service, room: Room, check: bool) -> None:
+        """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
+        self.service, self.room, began = service, room, time.monotonic()
+        room.take(self.rest)
+        with common.part_file(self.path) as self.part:
+            if self.problem(self.path, check):
+                try:
+                    self._receive_whole()
+                except NotAProduct:
+                    self._receive_whole()
+                if self.is_zip or not self.path.exists():  # else somebody has put a file there meanwhile
+                    common.finish(self.part, self.path)
+                    self.downloaded, self.seconds = True, time.monotonic() - began
+                else:
+                    self.part.truncate(0)
+        self.status = Status.OK
+
+    def _receive_whole(self) -> None:
+        """Fill the part file, over as many connections as it takes while each makes progress, and check it."""
+        furthest, idle, first = self.held, 0, None
+        while first is None:
+            try:
+                first = self._receive()
+            except common.CutOff as err:
+                idle = 0 if self.held > furthest else idle + 1
+                furthest = max(self.held, furthest)
+                if idle == common.TRIES:
+                    host = common.host_of(self.url)
+                    words = f"{host} breaks off at {human(self.held)}, tried {idle} times ({err})"
+                    raise PepsError(words, Status.NOT_YET) from err
+                time.sleep(common.BACKOFF_S * idle)
+        # A product in one piece was checked by TCP; what was put together is read through.
+        problem = self.problem(Path(self.part.name), every_byte=first > 0)
+        if problem:
+            self.part.truncate(0)
+            raise NotAProduct(self.url, f"a damaged product ({problem})")
+
+    def _receive(self) -> int:
+        """Append one answer's body to the part file, and return the byte it began at; raises CutOff, NotAProduct."""
+        for offset in (self.held, 0):
+            headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
+            with (
+                self.service.patience.lasting(common.PATIENCE_S),
+                self.service.open(self.url, "product", headers=headers, accept=accept) as response,
+            ):
+                span = body_span(response.status_code, response.headers, offset)
+                if span and response.status_code != 416:
+                    self._take(response, *span)
+                if span:
+                    return span[0]
+        host = common.host_of(self.url)
+        raise PepsError(f"{host} sends another part of the product than asked for; tell the service")
+
+    def _take(self, response: Any, start: int, total: int | None) -> None:
+        """Write a body to its place in the part file; raises CutOff unless it has the product's length in the end."""
+        patience, held = self.service.patience, self.held
+        head, body = b"", self.service.pieces(response, "product", float("inf"))
+        if start == 0:
+            head = self._head(response, body)
+        if self.size is None and total is not None:
+            self.size = total
+            self.room.take(self.rest)
+        if start == 0:
+            self.part.truncate(0)
+            show(-held)
+        size = flushed = self.part.seek(start)
+        patience.until = time.monotonic() + SLOWEST_S
+        for chunk in itertools.chain([head], body):
+            common.write(self.part, chunk)
+            size += len(chunk)
+            self.received += len(chunk)
+            show(len(chunk))
+            patience.until = min(patience.until + len(chunk) / SLOWEST_RATE, time.monotonic() + SLOWEST_S)
+            if size - flushed >= FLUSH_BYTES:
+                flushed = size
+                start_flush(self.part)
+        if total not in (None, size):
+            raise common.CutOff(f"{size} of {total} bytes")
+
+    def _head(self, response: Any, body: Iterator[bytes]) -> bytes:
+        """The first bytes of the product; raises NotAProduct when they are those of a page, an error or nothing."""
+        head = b""
+        while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
+            head += chunk
+        page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and self.path.suffix not in (".html", ".htm")
+        error = common.parse_json_error(head)
+        if head and not error and (head.startswith(ZIP_START) if self.is_zip else not page):
+            return head
+        kind = one_line(response.headers.get("Content-Type", "no type"), 60)
+        words = f"a page, or something else that is no product ({kind})" if head else "an empty answer"
+        raise NotAProduct(self.url, f"an error ({error[1]})" if error else words)
+
+
+class Room:
+    """What is free on the disk of a folder, promised to one product after the other."""
+
+    def __init__(self, folder: Path, products: list[Product]):
+        self.folder, self.left, self._lock = folder, float("inf"), threading.Lock()
+        with contextlib.suppress(OSError):
+            usage = shutil.disk_usage(folder)
+            self.left = usage.free if usage.total else self.left  # some file systems do not tell
+        to_come = sum(product.rest for product in products)
+        more = f"{human(to_come)} more to come" if to_come else "more to come"
+        self.lack = f"not enough disk space in {folder}: {human(self.left)} free, {more}; make room and run again"
+
+    def take(self, need: int) -> None:
+        """Promise so many bytes; raises CommonCause where there are fewer."""
+        if not os.access(self.folder, os.W_OK):
+            raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
+        with self._lock:
+            if need > self.left:
+                raise CommonCause(self.lack)
+            self.left -= need
 
 
 def zip_problem(path: Path, every_byte: bool = False) -> str | None:
@@ -282,132 +403,6 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
         raise
     except Exception as err:  # each compression method has errors of its own; whichever it is, the file is not whole
         return one_line(err) or type(err).__name__
-
-
-class Room:
-    """What is free on the disk of a folder, promised to one product after the other."""
-
-    def __init__(self, folder: Path, products: list[Product]):
-        self.folder, self.left, self._lock = folder, float("inf"), threading.Lock()
-        with contextlib.suppress(OSError):
-            usage = shutil.disk_usage(folder)
-            self.left = usage.free if usage.total else self.left  # some file systems do not tell
-        to_come = sum(product.rest for product in products)
-        more = f"{human(to_come)} more to come" if to_come else "more to come"
-        self.lack = f"not enough disk space in {folder}: {human(self.left)} free, {more}; make room and run again"
-
-    def take(self, need: int) -> None:
-        """Promise so many bytes; raises CommonCause where there are fewer."""
-        if not os.access(self.folder, os.W_OK):
-            raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
-        with self._lock:
-            if need > self.left:
-                raise CommonCause(self.lack)
-            self.left -= need
-
-
-class Download:
-    """A product on its way to the disk; `show` is told, again and again, how many more of its bytes are there."""
-
-    def __init__(self, service: Service, product: Product, room: Room, show: Callable[[int], None]):
-        self.service, self.product, self.room, self.show = service, product, room, show
-        self.part: Any = None
-
-    @property
-    def held(self) -> int:
-        return os.fstat(self.part.fileno()).st_size
-
-    def run(self, check: bool) -> None:
-        """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
-        product, began = self.product, time.monotonic()
-        self.room.take(product.rest)
-        with common.part_file(product.path) as self.part:
-            if product.problem(product.path, check):
-                try:
-                    self._receive_whole()
-                except NotAProduct:
-                    self._receive_whole()
-                if product.is_zip or not product.path.exists():  # else somebody has put a file there meanwhile
-                    common.finish(self.part, product.path)
-                    product.downloaded, product.seconds = True, time.monotonic() - began
-                else:
-                    self.part.truncate(0)
-        product.status = Status.OK
-
-    def _receive_whole(self) -> None:
-        """Fill the part file, over as many connections as it takes while each makes progress, and check it."""
-        furthest, idle, first = self.held, 0, None
-        while first is None:
-            try:
-                first = self._receive()
-            except common.CutOff as err:
-                idle = 0 if self.held > furthest else idle + 1
-                furthest = max(self.held, furthest)
-                if idle == common.TRIES:
-                    host = common.host_of(self.product.url)
-                    words = f"{host} breaks off at {human(self.held)}, tried {idle} times ({err})"
-                    raise PepsError(words, Status.NOT_YET) from err
-                time.sleep(common.BACKOFF_S * idle)
-        # A product in one piece was checked by TCP; what was put together is read through.
-        problem = self.product.problem(Path(self.part.name), every_byte=first > 0)
-        if problem:
-            self.part.truncate(0)
-            raise NotAProduct(self.product.url, f"a damaged product ({problem})")
-
-    def _receive(self) -> int:
-        """Append one answer's body to the part file, and return the byte it began at; raises CutOff, NotAProduct."""
-        for offset in (self.held, 0):
-            headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
-            with (
-                self.service.patience.lasting(common.PATIENCE_S),
-                self.service.open(self.product.url, "product", headers=headers, accept=accept) as response,
-            ):
-                span = body_span(response.status_code, response.headers, offset)
-                if span and response.status_code != 416:
-                    self._take(response, *span)
-                if span:
-                    return span[0]
-        host = common.host_of(self.product.url)
-        raise PepsError(f"{host} sends another part of the product than asked for; tell the service")
-
-    def _take(self, response: Any, start: int, total: int | None) -> None:
-        """Write a body to its place in the part file; raises CutOff unless it has the product's length in the end."""
-        product, patience, held = self.product, self.service.patience, self.held
-        head, body = b"", self.service.pieces(response, "product", float("inf"))
-        if start == 0:
-            head = self._head(response, body)
-        if product.size is None and total is not None:
-            product.size = total
-            self.room.take(product.rest)
-        if start == 0:
-            self.part.truncate(0)
-            self.show(-held)
-        size = flushed = self.part.seek(start)
-        patience.until = time.monotonic() + SLOWEST_S
-        for chunk in itertools.chain([head], body):
-            common.write(self.part, chunk)
-            size += len(chunk)
-            product.received += len(chunk)
-            self.show(len(chunk))
-            patience.until = min(patience.until + len(chunk) / SLOWEST_RATE, time.monotonic() + SLOWEST_S)
-            if size - flushed >= FLUSH_BYTES:
-                flushed = size
-                start_flush(self.part)
-        if total not in (None, size):
-            raise common.CutOff(f"{size} of {total} bytes")
-
-    def _head(self, response: Any, body: Iterator[bytes]) -> bytes:
-        """The first bytes of the product; raises NotAProduct when they are those of a page, an error or nothing."""
-        head = b""
-        while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
-            head += chunk
-        page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and self.product.path.suffix not in (".html", ".htm")
-        error = common.parse_json_error(head)
-        if head and not error and (head.startswith(ZIP_START) if self.product.is_zip else not page):
-            return head
-        kind = one_line(response.headers.get("Content-Type", "no type"), 60)
-        words = f"a page, or something else that is no product ({kind})" if head else "an empty answer"
-        raise NotAProduct(self.product.url, f"an error ({error[1]})" if error else words)
 
 
 def start_flush(file: Any) -> None:
@@ -461,7 +456,9 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether looking again would change nothing."""
-        return Status.NOT_YET not in (self.report.state.status, *(product.status for product in self.products))
+        # A name that is refused in a report on disk may have been mended by the service.
+        open_ends = [self.report.state.status, *(product.status for product in self.products)]
+        return Status.NOT_YET not in open_ends and (self.asked or not self.refused)
 
     def read(self) -> None:
         """Read the log, and a finished report if the status document beside it is this job's; raises PepsError."""
@@ -548,7 +545,7 @@ class Job:
             except PepsError as err:
                 self.refused.append(str(err))
 
-    def describe(self, hints: dict[State, str]) -> str:
+    def describe(self, hints: Hints) -> str:
         """How the job stands, in words; a hint on a state comes once a run."""
         state, words = self.report[:2]
         if state == State.FINISHED:
@@ -576,12 +573,10 @@ class Job:
 # The follow-up of many
 
 
-def in_threads(
-    function: Callable[[Any], None], items: list[Any], at_once: int, idle: Callable[[], object] = lambda: None
-) -> Iterator[tuple[Any, PepsError | None]]:
+def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
     """Call a function with each item in threads, as many as the system grants; yield each when done, with its error.
 
-    The threads are daemons: Ctrl-C ends the script without waiting for the network. `idle` is called once a second.
+    The threads are daemons: Ctrl-C ends the script without waiting for the network.
     """
     from queue import Empty, SimpleQueue
 
@@ -607,18 +602,17 @@ def in_threads(
         try:
             item, error = done.get(timeout=1)
         except Empty:
-            idle()
-        else:
-            left -= 1
-            yield item, error and common.expected(error)
+            show()
+            continue
+        left -= 1
+        yield item, error and common.expected(error)
 
 
 class FollowUp:
     """One run of a download script: its jobs, their products, and the account of both."""
 
-    def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Any = None):
-        self.jobs, self.args, self.token, self.hints = jobs, args, token, hints
-        self.listed: list[L1C] | None = listed
+    def __init__(self, jobs: list[Job], args: Any, token: str, hints: Hints, listed: list[L1C] | None = None):
+        self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
         self.products: dict[Path, Product] = {}
         self._lengths, self._spent = True, 0.0
 
@@ -637,9 +631,6 @@ class FollowUp:
         next_look = time.time() + wait_s
         console.due = next_look if wait_s else None
         self._learn(Job.read, self.jobs, 1)
-        for job in self.jobs:
-            if job.report.state == State.FINISHED and (job.refused or not job.ended):
-                job.report = Report(State.UNREACHED, "")  # it is asked for again
         self._tell([job for job in self.jobs if job.ended])
         if all(job.ended for job in self.jobs):
             return
@@ -730,9 +721,9 @@ class FollowUp:
         room = Room(self.args.write_dir, products)
         stopped: list[tuple[Product, PepsError]] = []
         failed, total, began, spent = 0, len(products), time.monotonic(), self._spent
-        with progress_bar(products) as show:
-            fetch = lambda product: Download(self.service, product, room, show).run(self.args.check)  # noqa: E731
-            for number, (product, err) in enumerate(in_threads(fetch, products, self.args.jobs, show), 1):
+        with progress_bar(products):
+            fetch = lambda product: product.fetch(self.service, room, self.args.check)  # noqa: E731
+            for number, (product, err) in enumerate(in_threads(fetch, products, self.args.jobs), 1):
                 failed, self._spent = failed + bool(err), spent + time.monotonic() - began
                 show(0, f"{number - failed}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
                 if product.downloaded:
@@ -808,34 +799,31 @@ class FollowUp:
 
 
 @contextlib.contextmanager
-def progress_bar(products: list[Product]) -> Iterator[Any]:
-    """A bar for the block, if stderr is a terminal and tqdm is installed.
-
-    Yields a function that any thread calls with more bytes that are on disk, with words on how many products are done,
-    or without both when time has passed.
-    """
-    tqdm: Any = None
-    if products and not console.quiet and sys.stderr and sys.stderr.isatty():
-        with contextlib.suppress(ImportError):
-            tqdm = importlib.import_module("tqdm").tqdm
-    if tqdm is None:
-        yield lambda size=0, words="": None
-        return
-    tqdm.monitor_interval = 0
-    total = sum(product.rest for product in products) if all(product.size for product in products) else None
-    # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
-    with tqdm(total=total, unit="B", unit_scale=True, smoothing=0, desc=f"0/{plural(len(products), 'product')}") as bar:
-
-        def show(size: int = 0, words: str = "") -> None:
-            with bar.get_lock():
-                bar.update(size)
-                bar.set_description_str(words or bar.desc, refresh=not size)
-
-        console.bar = bar
+def progress_bar(products: list[Product]) -> Iterator[None]:
+    """Show a bar during the block, if stderr is a terminal and tqdm is installed."""
+    with contextlib.ExitStack() as stack:
+        if products and not console.quiet and sys.stderr and sys.stderr.isatty():
+            total = sum(product.rest for product in products) if all(product.size for product in products) else None
+            words = f"0/{plural(len(products), 'product')}"
+            with contextlib.suppress(ImportError):
+                tqdm = importlib.import_module("tqdm").tqdm
+                tqdm.monitor_interval = 0
+                # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
+                bar = tqdm(total=total, unit="B", unit_scale=True, smoothing=0, desc=words)
+                console.bar = stack.enter_context(bar)
         try:
-            yield show
+            yield
         finally:
             console.bar = None
+
+
+def show(size: int = 0, words: str = "") -> None:
+    """Tell the bar of more bytes on disk, of how many products are done, or that time has passed; from any thread."""
+    bar = console.bar
+    if bar is not None:
+        with bar.get_lock():
+            bar.update(size)
+            bar.set_description_str(words or bar.desc, refresh=not size)
 
 
 def tell_failures(noun: str, failures: Iterable[tuple[str, PepsError]]) -> None:
