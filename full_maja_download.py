@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +36,6 @@ RESULTS_MAX = 10_000
 DIRECTORY_MAX_BYTES = 8 * 1024 * 1024
 HEAD_BYTES = 512  # enough to tell a product from a page or an error
 ZIP_START = b"PK\x03\x04"
-
-
-# The report
 
 
 class State(Enum):
@@ -58,8 +55,7 @@ class State(Enum):
     WRONG_LOG = ("without a usable log", Status.USAGE)
 
     def __init__(self, word: str, status: Status):
-        self.word = word
-        self.status = status
+        self.word, self.status = word, status
 
 
 Hints = dict[State, str]
@@ -132,13 +128,9 @@ def report_of_status(answer: common.WpsAnswer) -> Report:
 
 def report_of_error(err: PepsError) -> Report:
     """What is known of a job that cannot be read or asked."""
+    by_kind = {common.Gone: State.GONE, common.OrderInDoubt: State.IN_DOUBT}
     by_status = {Status.NOT_YET: State.UNREACHED, Status.USAGE: State.WRONG_LOG}
-    state, words = by_status.get(err.status, State.REFUSED), str(err)
-    if isinstance(err, common.OrderInDoubt):
-        state = State.IN_DOUBT
-    if isinstance(err, common.Gone):
-        state, words = State.GONE, f"{err}; the service does not keep jobs for ever"
-    return Report(state, words, error=err)
+    return Report(by_kind.get(type(err)) or by_status.get(err.status, State.REFUSED), str(err), error=err)
 
 
 def scalars(root: object) -> Iterator[tuple[str, Any]]:
@@ -216,9 +208,6 @@ def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterab
         for one in sorted(set(expected), key=lambda one: one.time)
         if not any(one[:2] == seen[:2] and abs((one.time - seen.time).total_seconds()) <= 3600 for seen in there)
     ]
-
-
-# One download
 
 
 class NotAProduct(PepsError):
@@ -431,9 +420,6 @@ def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | 
     return (offset, total) if found and first == offset else None
 
 
-# One job
-
-
 class Job:
     """One job of a run: its files, and how it stands as far as this run knows."""
 
@@ -448,17 +434,16 @@ class Job:
         self.cloudy: list[str] = []
 
     @property
-    def status(self) -> Status:
-        """The exit status that the job, its results and its products lead to."""
+    def statuses(self) -> list[Status]:
+        """The exit statuses that the job, its results and its products mean."""
         failed = [Status.FAILED] if self.refused or self.doubt else []
-        return common.worst([self.report.state.status, *failed, *(product.status for product in self.products)])
+        return [self.report.state.status, *failed, *(product.status for product in self.products)]
 
     @property
     def ended(self) -> bool:
         """Whether looking again would change nothing."""
-        # A name that is refused in a report on disk may have been mended by the service.
-        open_ends = [self.report.state.status, *(product.status for product in self.products)]
-        return Status.NOT_YET not in open_ends and (self.asked or not self.refused)
+        # The service may have mended what is refused in a report on disk.
+        return Status.NOT_YET not in self.statuses and (self.asked or not self.refused)
 
     def read(self) -> None:
         """Read the log, and a finished report if the status document beside it is this job's; raises PepsError."""
@@ -570,9 +555,6 @@ class Job:
         return sums("product", counts, lost) or "no products"
 
 
-# The follow-up of many
-
-
 def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
     """Call a function with each item in threads, as many as the system grants; yield each when done, with its error.
 
@@ -611,7 +593,7 @@ def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) 
 class FollowUp:
     """One run of a download script: its jobs, their products, and the account of both."""
 
-    def __init__(self, jobs: list[Job], args: Any, token: str, hints: Hints, listed: list[L1C] | None = None):
+    def __init__(self, jobs: list[Job], args: Any, token: str, hints: Hints, listed: Sequence[L1C] = ()):
         self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
         self.products: dict[Path, Product] = {}
         self._lengths, self._spent = True, 0.0
@@ -708,7 +690,7 @@ class FollowUp:
         for refusal in job.refused:
             console.error(f"{job.name}: {refusal}")
         if job.report.unprocessed and news:
-            which = ", ".join(job.report.lost) or (self.hints.get(State.FINISHED, "") if self.listed is None else "")
+            which = ", ".join(job.report.lost) or (self.hints.get(State.FINISHED, "") if not self.listed else "")
             words = f"{plural(job.report.unprocessed, 'date')} lost, most likely by a busy tape robot"
             more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
             console.error(f"warning: {job.name}: {words}; {more}")
@@ -720,19 +702,18 @@ class FollowUp:
         """Download products, the largest first so that none is left to run alone at the end."""
         room = Room(self.args.write_dir, products)
         stopped: list[tuple[Product, PepsError]] = []
-        failed, total, began, spent = 0, len(products), time.monotonic(), self._spent
+        failed, total, began = 0, len(products), time.monotonic() - self._spent
         with progress_bar(products):
             fetch = lambda product: product.fetch(self.service, room, self.args.check)  # noqa: E731
             for number, (product, err) in enumerate(in_threads(fetch, products, self.args.jobs), 1):
-                failed, self._spent = failed + bool(err), spent + time.monotonic() - began
+                failed, self._spent = failed + bool(err), time.monotonic() - began
                 show(0, f"{number - failed}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
+                if isinstance(err, common.AnotherRun):
+                    err = CommonCause(f"another run is at work in {self.args.write_dir}", err.status)
                 if product.downloaded:
                     rate = product.received / max(product.seconds, 0.001)
                     words = f"{human(product.received)} in {duration(product.seconds)}, {human(rate)}/s"
                     console.say(f"[{number}/{total}] {product.path.name}  {words}", news=True)
-                elif isinstance(err, common.AnotherRun):
-                    words = f"another run is at work in {self.args.write_dir}"
-                    stopped.append((product, CommonCause(words, err.status)))
                 elif isinstance(err, CommonCause):
                     stopped.append((product, err))
                 elif err:
@@ -742,33 +723,27 @@ class FollowUp:
 
     def _give_up(self, failures: list[tuple[Product, PepsError]]) -> None:
         """Say why products are not downloaded, unless that was said before."""
-        lines = []
         for product, err in failures:
             product.status = err.status
-            line = f"{product.job}: {common.about(product.path.name, err)}"
-            if console.once(line):
-                lines.append((line, err))
-        tell_failures("product", lines)
+        lines = [(f"{product.job}: {common.about(product.path.name, err)}", err) for product, err in failures]
+        tell_failures("product", [(line, err) for line, err in lines if console.once(line)])
 
     def _lost_dates(self) -> int:
         """How many dates brought nothing: of each tile what the reports count, or more where the list shows more."""
-        lost: Counter[str] = Counter()
-        seen = [product.acquisition for product in self.listed or () if product.acquisition]
-        for job in self.jobs:
-            tiles = [one.tile for one in (*acquisitions(job.report.results), *seen)]
-            lost[tiles[0] if tiles else ""] += job.report.unprocessed
-        if self.listed is None:
-            return sum(lost.values())
-        if not all(job.report.state == State.FINISHED for job in self.jobs):
-            console.say("missing acquisitions are looked for when every job has finished")
-            return sum(lost.values())
-        missing = missing_acquisitions(seen, [url for job in self.jobs for url in job.report.results])
-        if not console.quiet or any(job.asked for job in self.jobs):
+        seen = [product.acquisition for product in self.listed if product.acquisition]
+        finished = all(job.report.state == State.FINISHED for job in self.jobs)
+        results = [url for job in self.jobs for url in job.report.results]
+        missing = missing_acquisitions(seen, results) if finished else []
+        if finished and (not console.quiet or any(job.asked for job in self.jobs)):
             for one in missing:
                 console.error(f"warning: no result for {one.platform} of {one.time:%Y-%m-%d}, tile {one.tile}")
             if len(seen) < len(self.listed):
                 names = plural(len(self.listed) - len(seen), "product")
                 console.error(f"warning: {names} of the list cannot be compared: neither name nor entry says the tile")
+        lost: Counter[str] = Counter()
+        for job in self.jobs:
+            tiles = [one.tile for one in (*acquisitions(job.report.results), *seen)]
+            lost[tiles[0] if tiles else ""] += job.report.unprocessed
         return sum((lost | Counter(one.tile for one in missing)).values())
 
     def finish(self) -> Status:
@@ -795,7 +770,7 @@ class FollowUp:
         where = f" {products}, in {self.args.write_dir.resolve()}" if products else ""
         news = bool(brought) or any(job.asked and job.ended for job in self.jobs)
         console.say(f"{sums('job', [(count, word) for word, count in states.items()])}.{where}", news=news)
-        return common.worst(job.status for job in self.jobs)
+        return common.worst(status for job in self.jobs for status in job.statuses)
 
 
 @contextlib.contextmanager
@@ -852,9 +827,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-# The command line
-
-
 def add_download_options(parser: common.Parser) -> None:
     """The options that the two download scripts share."""
     add = parser.add_argument
@@ -891,7 +863,7 @@ def build_parser() -> common.Parser:
 
 def run(args: Any) -> Status:
     token = common.read_account(args.auth)
-    listed = read_expected(args.json) if args.json else None
+    listed = read_expected(args.json) if args.json else []
     logs = {os.path.abspath(log): log for log in args.log or [Path("Full_Maja.log")]}.values()
     jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
     reports = {f"report of {job.name}": job.report_file for job in jobs if os.path.exists(job.log.parent)}
