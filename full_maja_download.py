@@ -58,20 +58,6 @@ class State(Enum):
         self.word, self.status = word, status
 
 
-Hints = dict[State, str]
-
-
-def full_maja_hints() -> Hints:
-    """What people should know of a job in a state, said once a run; FINISHED's is for lost dates, GONE's what helps."""
-    process = common.called("full_maja_process")
-    return {
-        State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
-        State.RUNNING: "its count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
-        State.FINISHED: f"which, is told by --json with the list of: {process} -n --json LIST ...",
-        State.GONE: f"order it again, with another -l or: {process} --force ...",
-    }
-
-
 class Report(NamedTuple):
     """A job's JSON report; `words` are its progress, its message or a state that nobody knows, `results` are URLs."""
 
@@ -118,12 +104,13 @@ def parse_report(document: bytes) -> Report:
 
 def report_of_status(answer: common.WpsAnswer) -> Report:
     """What a status document says that names no report."""
-    percent = f"{answer.progress.rstrip('% ')}%" if answer.progress else ""
     if answer.failed:
         return Report(State.FAILED, answer.message)
     if answer.state == "ProcessSucceeded":
         return Report(State.UNREPORTED, "a success, as the service says, but it names no report")
-    return Report(State.RUNNING, percent) if answer.state == "ProcessStarted" else Report(State.WAITING, "")
+    if answer.state == "ProcessStarted":
+        return Report(State.RUNNING, f"{answer.progress.rstrip('% ')}%" if answer.progress else "")
+    return Report(State.WAITING, "")
 
 
 def report_of_error(err: PepsError) -> Report:
@@ -303,15 +290,15 @@ class Product:
                     self._take(response, *span)
                 if span:
                     return span[0]
-        host = common.host_of(self.url)
-        raise PepsError(f"{host} sends another part of the product than asked for; tell the service")
+        raise PepsError(
+            f"{common.host_of(self.url)} sends another part of the product than asked for; tell the service"
+        )
 
     def _take(self, response: Any, start: int, total: int | None) -> None:
         """Write a body to its place in the part file; raises CutOff unless it has the product's length in the end."""
         patience, held = self.service.patience, self.held
-        head, body = b"", self.service.pieces(response, "product", float("inf"))
-        if start == 0:
-            head = self._head(response, body)
+        body = self.service.pieces(response, "product", float("inf"))
+        head = self._head(response, body) if start == 0 else b""
         if self.size is None and total is not None:
             self.size = total
             self.room.take(self.rest)
@@ -519,18 +506,19 @@ class Job:
         for url in self.report.results if self.report.state == State.FINISHED else ():
             try:
                 name = product_name(url)
-                if "NOVALD" in name:
-                    self.cloudy.append(name)
-                    continue
-                product = known.setdefault(folder / name, Product(url, folder / name, self.name))
-                if product in self.products:
-                    raise PepsError(f"the result '{one_line(url)}' is refused: another result has that name")
-                product.url = url if product.job == self.name else product.url
-                self.products.append(product)
             except PepsError as err:
                 self.refused.append(str(err))
+                continue
+            product = known.setdefault(folder / name, Product(url, folder / name, self.name))
+            product.url = url if product.job == self.name else product.url
+            if "NOVALD" in name:
+                self.cloudy.append(name)
+            elif product in self.products:
+                self.refused.append(f"the result '{one_line(url)}' is refused: another result has that name")
+            else:
+                self.products.append(product)
 
-    def describe(self, hints: Hints) -> str:
+    def describe(self, hints: dict[State, str]) -> str:
         """How the job stands, in words; a hint on a state comes once a run."""
         state, words = self.report[:2]
         if state == State.FINISHED:
@@ -556,10 +544,7 @@ class Job:
 
 
 def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
-    """Call a function with each item in threads, as many as the system grants; yield each when done, with its error.
-
-    The threads are daemons: Ctrl-C ends the script without waiting for the network.
-    """
+    """Call a function with each item in threads, as many as the system grants; yield each when done, with its error."""
     from queue import Empty, SimpleQueue
 
     todo, done = iter(items), SimpleQueue[Any]()
@@ -574,7 +559,7 @@ def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) 
 
     for number in range(min(at_once, len(items))):
         try:
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=work, daemon=True).start()  # Ctrl-C does not wait for it
         except RuntimeError as err:
             if number == 0:
                 raise PepsError("no thread can be started; free some memory or processes, run again") from err
@@ -591,11 +576,15 @@ def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) 
 
 
 class FollowUp:
-    """One run of a download script: its jobs, their products, and the account of both."""
+    """One run of a download script: its jobs, their products, and the account of both.
 
-    def __init__(self, jobs: list[Job], args: Any, token: str, hints: Hints, listed: Sequence[L1C] = ()):
+    `hints` are what people should know of a job in a state, said once; FINISHED's is for lost dates, GONE's what helps.
+    """
+
+    def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Sequence[L1C] = ()):
         self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
-        self.products: dict[Path, Product] = {}
+        self.known: dict[Path, Product] = {}
+        self.wanted: list[Product] = []
         self._lengths, self._spent = True, 0.0
 
     def run(self) -> Status:
@@ -630,7 +619,8 @@ class FollowUp:
             if err:
                 job.report = report_of_error(err)
         for job in jobs:  # in their order: of two that name one product it is the first one's
-            job.take_results(self.args.write_dir, self.products)
+            job.take_results(self.args.write_dir, self.known)
+        self.wanted = list(dict.fromkeys(product for job in self.jobs for product in job.products))
         self._look_on_disk()
 
     def _look(self) -> None:
@@ -638,19 +628,14 @@ class FollowUp:
         jobs = [job for job in self.jobs if not job.ended]
         self.service.look_anew()
         self._learn(lambda job: job.ask(self.service), jobs, common.ASK_AT_ONCE)
-        wanted = [product for product in self._wanted() if product.status == Status.NOT_YET]
-        for _ in in_threads(self._measure, wanted, self.args.jobs):
-            pass
+        left = [product for product in self.wanted if product.status == Status.NOT_YET]
+        list(in_threads(self._measure, left, self.args.jobs))
         self._tell(jobs)
         if not self.args.dry_run:
-            self._download(sorted(wanted, key=lambda product: product.size or 2**63, reverse=True))
-
-    def _wanted(self) -> list[Product]:
-        """The products of all jobs, each once."""
-        return list({product.path: product for job in self.jobs for product in job.products}.values())
+            self._download(sorted(left, key=lambda product: product.size or 2**63, reverse=True))
 
     def _look_on_disk(self) -> None:
-        there = [one for one in self._wanted() if one.status == Status.NOT_YET and os.path.lexists(one.path)]
+        there = [one for one in self.wanted if one.status == Status.NOT_YET and os.path.lexists(one.path)]
         for product, err in in_threads(lambda product: product.look(self.args.check), there, self.args.jobs):
             if err:
                 self._give_up([(product, err)])
@@ -748,11 +733,11 @@ class FollowUp:
 
     def finish(self) -> Status:
         """Say the last line, which sums the run up, and return its exit status."""
-        dates, wanted = self._lost_dates(), self._wanted()
+        dates = self._lost_dates()
         states = Counter(job.report.state.word for job in self.jobs)
         states["in doubt beside it"] = sum(bool(job.doubt) and job.doubt is not job.report.error for job in self.jobs)
-        ends = Counter(product.status for product in wanted)
-        brought = [product for product in wanted if product.downloaded]
+        ends = Counter(product.status for product in self.wanted)
+        brought = [product for product in self.wanted if product.downloaded]
         took = f"({human(sum(product.received for product in brought))} in {duration(self._spent)})"
         counts = [
             (len(brought), f"downloaded {took}"), (ends[Status.OK] - len(brought), "on disk before"),
@@ -760,7 +745,7 @@ class FollowUp:
             (ends[Status.NOT_YET], "to fetch" if self.args.dry_run else "left for the next run"),
             (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
         ]  # fmt: skip
-        read = [product for product in wanted if product.read_through]
+        read = [product for product in self.wanted if product.read_through]
         damaged = [product for product in read if product.damaged]
         mended = ", fetched again" if all(product.downloaded for product in damaged) else ""
         if read:
@@ -786,10 +771,8 @@ def progress_bar(products: list[Product]) -> Iterator[None]:
                 # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
                 bar = tqdm(total=total, unit="B", unit_scale=True, smoothing=0, desc=words)
                 console.bar = stack.enter_context(bar)
-        try:
-            yield
-        finally:
-            console.bar = None
+                stack.callback(setattr, console, "bar", None)
+        yield
 
 
 def show(size: int = 0, words: str = "") -> None:
@@ -837,10 +820,8 @@ def add_download_options(parser: common.Parser) -> None:
     add("--wait", action="store_true", help="stay until every job has ended")
     add("--interval", metavar="MINUTES", type=minutes, default=10.0, help="with --wait: between looks (default: 10)")
     add("--check", action="store_true", help="read products on disk through, and replace damaged ones")
-    add(
-        "-n", "--no_download", "--dry-run", dest="dry_run", action="store_true",
-        help="ask how the jobs stand, and only say what would be downloaded",
-    )  # fmt: skip
+    only_say = "ask how the jobs stand, and only say what would be downloaded"
+    add("-n", "--no_download", "--dry-run", dest="dry_run", action="store_true", help=only_say)
 
 
 def build_parser() -> common.Parser:
@@ -851,10 +832,8 @@ def build_parser() -> common.Parser:
         "-a peps.txt -l logs/*.log -w products --wait",
         "-q -a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ    (for cron)",
     )
-    parser.add_argument(
-        "-l", "--log", metavar="FILE", nargs="+", action="extend", type=Path,
-        help="log files that full_maja_process wrote (default: Full_Maja.log)",
-    )  # fmt: skip
+    logs = "log files that full_maja_process wrote (default: Full_Maja.log)"
+    parser.add_argument("-l", "--log", metavar="FILE", nargs="+", action="extend", type=Path, help=logs)
     add_download_options(parser)
     compare = "the list that full_maja_process --json wrote: name every acquisition without a result"
     parser.add_argument("--json", metavar="FILE", type=Path, help=compare)
@@ -868,7 +847,14 @@ def run(args: Any) -> Status:
     jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
     reports = {f"report of {job.name}": job.report_file for job in jobs if os.path.exists(job.log.parent)}
     common.check_files({"list (--json)": args.json, **reports})
-    return FollowUp(jobs, args, token, full_maja_hints(), listed).run()
+    process = common.called("full_maja_process")
+    hints = {
+        State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
+        State.RUNNING: "its count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
+        State.FINISHED: f"which, is told by --json with the list of: {process} -n --json LIST ...",
+        State.GONE: f"order it again, with another -l or: {process} --force ...",
+    }
+    return FollowUp(jobs, args, token, hints, listed).run()
 
 
 def main(argv: list[str] | None = None) -> int:
