@@ -10,6 +10,7 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
+import errno
 import importlib
 import itertools
 import os
@@ -446,8 +447,8 @@ class Job:
                 raise self.doubt from err
             console.error(self.doubt)
         if answer is None:
-            words = "there is no job in it" if self.log.exists() else "no such file"
-            raise PepsError(f"{self.log}: {words}; {advice}", Status.USAGE)
+            with common.named_file(self.log, advice):
+                raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
         if answer.failed:
             raise PepsError(f"{self.log}: a refused order ({answer.message}); order again", Status.USAGE)
         if not (answer.status_location and http_url(answer.status_location, "https://server/")):
