@@ -11,7 +11,6 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
 
 import contextlib
 import errno
-import importlib
 import itertools
 import os
 import re
@@ -36,7 +35,6 @@ SLOWEST_RATE, SLOWEST_S = 1000, 60  # bytes per second: a connection that falls 
 RESULTS_MAX = 10_000
 DIRECTORY_MAX_BYTES = 8 * 1024 * 1024
 HEAD_BYTES = 512  # enough to tell a product from a page or an error
-ZIP_START = b"PK\x03\x04"
 
 
 class State(Enum):
@@ -327,7 +325,7 @@ class Product:
             head += chunk
         page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and self.path.suffix not in (".html", ".htm")
         error = common.parse_json_error(head)
-        if head and not error and (head.startswith(ZIP_START) if self.is_zip else not page):
+        if head and not error and (head.startswith(b"PK\x03\x04") if self.is_zip else not page):
             return head
         kind = one_line(response.headers.get("Content-Type", "no type"), 60)
         words = f"a page, or something else that is no product ({kind})" if head else "an empty answer"
@@ -417,9 +415,7 @@ class Job:
         self.doubt: PepsError | None = None  # an order in the same log
         self.told: tuple[object, ...] = ()
         self.asked = self.known = False  # whether the service was asked, and whether its report is no news
-        self.products: list[Product] = []
-        self.refused: list[str] = []
-        self.cloudy: list[str] = []
+        self.products, self.refused, self.cloudy = list[Product](), list[str](), list[str]()
 
     @property
     def statuses(self) -> list[Status]:
@@ -577,10 +573,7 @@ def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) 
 
 
 class FollowUp:
-    """One run of a download script: its jobs, their products, and the account of both.
-
-    `hints` are what people should know of a job in a state, said once; FINISHED's is for lost dates, GONE's what helps.
-    """
+    """One run of a download script; `hints` are said once for a state, FINISHED's of lost dates, GONE's as a remedy."""
 
     def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Sequence[L1C] = ()):
         self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
@@ -767,7 +760,8 @@ def progress_bar(products: list[Product]) -> Iterator[None]:
             total = sum(product.rest for product in products) if all(product.size for product in products) else None
             words = f"0/{plural(len(products), 'product')}"
             with contextlib.suppress(ImportError):
-                tqdm = importlib.import_module("tqdm").tqdm
+                from tqdm import tqdm
+
                 tqdm.monitor_interval = 0
                 # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
                 bar = tqdm(total=total, unit="B", unit_scale=True, smoothing=0, desc=words)

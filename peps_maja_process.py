@@ -53,10 +53,7 @@ def build_parser() -> common.Parser:
     for name, kind in (("latmin", latitude), ("latmax", latitude), ("lonmin", longitude), ("lonmax", longitude)):
         add(f"--{name}", type=kind, help="area: a box, these four together; degrees" if name == "latmin" else " ")
     add("-d", "--start_date", required=True, metavar="DATE", type=as_moment, help="first day, YYYY-MM-DD")
-    add(
-        "-f", "--end_date", default=NO_END, metavar="DATE", type=as_moment,
-        help="day after the last, YYYY-MM-DD (default: none)",
-    )  # fmt: skip
+    add("-f", "--end_date", default=NO_END, metavar="DATE", type=as_moment, help="day after the last (default: none)")
     add("-o", "--orbit", metavar="N", type=common.as_orbit, help="this relative orbit alone (default: all)")
     add("-p", "--prod_list", required=True, metavar="FILE", type=Path, help="list of the products ordered; it grows")
     add("-w", "--write_dir", metavar="DIR", type=Path, default=Path("."), help="folder for the logs (default: .)")
@@ -74,22 +71,16 @@ def area_query(args: Any) -> str:
     kinds = ([args.tile], [args.location], point, box)
     given = [kind for kind in kinds if any(value is not None for value in kind)]
     if len(given) != 1 or None in given[0]:
-        raise PepsError(
-            "give exactly one area: -t TILE, -l TOWN, --lat with --lon, or all of --latmin --latmax --lonmin --lonmax",
-            Status.USAGE,
-        )
+        ways = "-t TILE, -l TOWN, --lat with --lon, or all of --latmin --latmax --lonmin --lonmax"
+        raise PepsError(f"give exactly one area: {ways}", Status.USAGE)
     if args.tile:
         return f"tileid={args.tile}"
     if args.location is not None:
-        # Users of older scripts had to encode the town themselves.
-        encoded = re.search(r"%[0-9A-Fa-f]{2}|\+", args.location)
-        try:
-            town = quote(args.location.strip(), safe="%+" if encoded else "")
-        except UnicodeEncodeError:
-            town = ""
-        if not town:
+        town = args.location.strip()
+        if not (town and town.isprintable()):
             raise PepsError("the town (-l) is empty, or not UTF-8 text", Status.USAGE)
-        return f"q={town}"
+        encoded = re.search(r"%[0-9A-Fa-f]{2}|\+", town)  # as users of older scripts had to write it themselves
+        return f"q={quote(town, safe='%+' if encoded else '')}"
     if args.lat is not None:
         return f"lat={args.lat:.6f}&lon={args.lon:.6f}"
     if args.latmin >= args.latmax or args.lonmin >= args.lonmax:
@@ -104,13 +95,11 @@ def confirm(count: int, yes: bool) -> None:
         try:
             print(f"Order {count} products? yes/no: ", end="", file=sys.stderr, flush=True)
             answer = input().strip().lower()
-        except (EOFError, RuntimeError) as err:  # no more input, or none at all
+        except (EOFError, RuntimeError, ValueError) as err:  # no more input, none at all, or no text
             if not (sys.stdin and sys.stdin.isatty()):
                 words = f"{count} products are many, and nobody answers: add --yes to order them"
                 raise PepsError(words, Status.USAGE) from err
             answer = "no"
-        except ValueError:  # bytes that are no text
-            answer = ""
     if answer[0] == "n":
         raise PepsError("nothing was ordered, as you said")
 
