@@ -74,16 +74,11 @@ REPORT_WORDS = {
     "FINISHED": State.FINISHED,
     "ERROR": State.FAILED,
     "CANCELED": State.CANCELED,
-    "CANCELLED": State.CANCELED,
 }
 
 
 def parse_report(document: bytes) -> Report:
-    """Read a job's report; raises Unreadable (75) if it is none.
-
-    The keys are those of USER_INFO; where one is missing, the state word, percentCompleted and the .zip URLs are taken
-    from wherever they stand, as the single-product process writes them.
-    """
+    """Read a job's report, or a single product's, whose values stand anywhere; raises Unreadable if it is none."""
     whole = common.parse_json(document)
     if not isinstance(whole, dict):
         raise common.Unreadable("a JSON document that is no report", Status.NOT_YET)
@@ -393,15 +388,12 @@ def bounded(text: str | None) -> int | None:
 
 
 def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | None:
-    """Where an answer's body begins and how long the product is, in bytes (RFC 9110, sections 14.4 and 15.5.17).
-
-    (offset, offset) means that nothing is left to come; None that the answer does not fit the bytes from `offset` on.
-    """
+    """Where an answer's body begins and how long the product is, in bytes; None where it does not fit `offset`."""
     if code == 200:
         return 0, bounded(headers.get("Content-Length"))
     found = re.fullmatch(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+|\*)", headers.get("Content-Range", "").strip())
     first, total = (bounded(found[1]), bounded(found[2])) if found else (None, None)
-    if code == 416:
+    if code == 416:  # nothing is left to come (RFC 9110, 15.5.17)
         return (offset, offset) if total == offset else None
     return (offset, total) if found and first == offset else None
 
@@ -432,11 +424,10 @@ class Job:
     def read(self) -> None:
         """Read the log, and a finished report if the status document beside it is this job's; raises PepsError."""
         advice = "give a log that was written when ordering"
-        answer = None
         try:
             answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
-            self.doubt = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}")
+            self.doubt, answer = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}"), None
             with contextlib.suppress(OSError, PepsError):
                 answer = common.parse_wps(self.log.read_bytes(), cut=True)
             if answer is None:
@@ -577,8 +568,7 @@ class FollowUp:
 
     def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Sequence[L1C] = ()):
         self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
-        self.known: dict[Path, Product] = {}
-        self.wanted: list[Product] = []
+        self.known, self.wanted = dict[Path, Product](), list[Product]()
         self._lengths, self._spent = True, 0.0
 
     def run(self) -> Status:
