@@ -615,7 +615,10 @@ class FollowUp:
         left = [product for product in self.wanted if product.status == Status.NOT_YET]
         list(in_threads(self._measure, left, self.args.jobs))
         self._tell(jobs)
-        if not self.args.dry_run:
+        if self.args.dry_run:
+            for product in left:
+                console.say(f"to fetch: {product.path.name}{f'  {human(product.size)}' if product.size else ''}")
+        else:
             self._download(sorted(left, key=lambda product: product.size or 2**63, reverse=True))
 
     def _look_on_disk(self) -> None:
@@ -663,9 +666,6 @@ class FollowUp:
             words = f"{plural(job.report.unprocessed, 'date')} lost, most likely by a busy tape robot"
             more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
             console.error(f"warning: {job.name}: {words}; {more}")
-        for product in job.products if self.args.dry_run else ():
-            if product.status == Status.NOT_YET:
-                console.say(f"to fetch: {product.path.name}{f'  {human(product.size)}' if product.size else ''}")
 
     def _download(self, products: list[Product]) -> None:
         """Download products, the largest first so that none is left to run alone at the end."""

@@ -34,10 +34,8 @@ def build_parser() -> common.Parser:
     add("-d", "--start_date", required=True, metavar="DATE", type=common.as_date, help="first day, YYYY-MM-DD")
     add("-e", "--end_date", required=True, metavar="DATE", type=common.as_date, help="day after the last, YYYY-MM-DD")
     add("-o", "--orbit", metavar="N", type=common.as_orbit, help="this relative orbit alone (default: all)")
-    add(
-        "-l", "--log", metavar="FILE", type=Path, default=Path("Full_Maja.log"),
-        help="log file to write, one a job (default: Full_Maja.log)",
-    )  # fmt: skip
+    log = Path("Full_Maja.log")
+    add("-l", "--log", metavar="FILE", type=Path, default=log, help=f"log file to write, one a job (default: {log})")
     add("-n", "--no_download", "--dry-run", dest="dry_run", action="store_true", help="show the request, order nothing")
     add("--force", action="store_true", help="order whatever the log holds; what it held is kept as FILE.1 ...")
     add("--json", metavar="FILE", type=Path, help="also save the catalogue's list of the L1C products to process")
