@@ -242,7 +242,7 @@ class Product:
             if self.problem(self.path, check):
                 try:
                     self._receive_whole()
-                except NotAProduct:
+                except NotAProduct:  # a damaged one is gone by now, so that this begins afresh
                     self._receive_whole()
                 if self.is_zip or not self.path.exists():  # else somebody has put a file there meanwhile
                     common.finish(self.part, self.path)
@@ -585,7 +585,7 @@ class FollowUp:
         """Look once, or every so many seconds until every job has ended, and download what is finished."""
         next_look = time.time() + wait_s
         console.due = next_look if wait_s else None
-        self._learn(Job.read, self.jobs, 1)
+        self._learn(Job.read, self.jobs, 1)  # one by one, for many documents at once take much memory
         self._tell([job for job in self.jobs if job.ended])
         if all(job.ended for job in self.jobs):
             return
