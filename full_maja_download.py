@@ -11,7 +11,6 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
 
 import contextlib
 import errno
-import functools
 import itertools
 import os
 import re
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,10 +35,6 @@ SLOWEST_RATE, SLOWEST_S = 1000, 60  # bytes per second: a connection that falls 
 RESULTS_MAX = 10_000
 DIRECTORY_MAX_BYTES = 8 * 1024 * 1024
 HEAD_BYTES = 512  # enough to tell a product from a page or an error
-ZIP_START = b"PK\x03\x04"
-
-
-# The report
 
 
 class State(Enum):
@@ -59,19 +54,7 @@ class State(Enum):
     WRONG_LOG = ("without a usable log", Status.USAGE)
 
     def __init__(self, word: str, status: Status):
-        self.word = word
-        self.status = status
-
-
-def full_maja_hints() -> dict[State, str]:
-    """What people should know of a job in a state, said once a run; FINISHED's is for lost dates, GONE's what helps."""
-    process = common.called("full_maja_process")
-    return {
-        State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
-        State.RUNNING: "its count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
-        State.FINISHED: f"which, is told by --json with the list of: {process} -n --json LIST ...",
-        State.GONE: f"order it again, with another -l or: {process} --force ...",
-    }
+        self.word, self.status = word, status
 
 
 class Report(NamedTuple):
@@ -82,6 +65,7 @@ class Report(NamedTuple):
     results: tuple[str, ...] = ()
     unprocessed: int = 0
     lost: tuple[str, ...] = ()
+    error: PepsError | None = None  # that stands in place of a report
 
 
 REPORT_WORDS = {
@@ -90,16 +74,11 @@ REPORT_WORDS = {
     "FINISHED": State.FINISHED,
     "ERROR": State.FAILED,
     "CANCELED": State.CANCELED,
-    "CANCELLED": State.CANCELED,
 }
 
 
 def parse_report(document: bytes) -> Report:
-    """Read a job's report; raises Unreadable (75) if it is none.
-
-    The keys are those of USER_INFO; where one is missing, the state word, percentCompleted and the .zip URLs are taken
-    from wherever they stand, as the single-product process writes them.
-    """
+    """Read a job's report, or a single product's, whose values stand anywhere; raises Unreadable if it is none."""
     whole = common.parse_json(document)
     if not isinstance(whole, dict):
         raise common.Unreadable("a JSON document that is no report", Status.NOT_YET)
@@ -115,6 +94,24 @@ def parse_report(document: bytes) -> Report:
     if len(results) > RESULTS_MAX:
         raise common.Unreadable(f"one of more than {RESULTS_MAX} results, which is refused", Status.FAILED)
     return Report(state, words, results, *parse_unprocessed(info.get("unprocessed")))
+
+
+def report_of_status(answer: common.WpsAnswer) -> Report:
+    """What a status document says that names no report."""
+    if answer.failed:
+        return Report(State.FAILED, answer.message)
+    if answer.state == "ProcessSucceeded":
+        return Report(State.UNREPORTED, "a success, as the service says, but it names no report")
+    if answer.state == "ProcessStarted":
+        return Report(State.RUNNING, f"{answer.progress.rstrip('% ')}%" if answer.progress else "")
+    return Report(State.WAITING, "")
+
+
+def report_of_error(err: PepsError) -> Report:
+    """What is known of a job that cannot be read or asked."""
+    by_kind = {common.Gone: State.GONE, common.OrderInDoubt: State.IN_DOUBT}
+    by_status = {Status.NOT_YET: State.UNREACHED, Status.USAGE: State.WRONG_LOG}
+    return Report(by_kind.get(type(err)) or by_status.get(err.status, State.REFUSED), str(err), error=err)
 
 
 def scalars(root: object) -> Iterator[tuple[str, Any]]:
@@ -179,9 +176,14 @@ def read_expected(path: Path) -> list[L1C]:
     return [product for product in map(L1C.from_feature, page["features"]) if product]
 
 
+def acquisitions(results: Iterable[str]) -> list[common.Acquisition]:
+    """The acquisitions that the names of results tell."""
+    return [seen for url in results if (seen := common.acquisition(unquote(url.rpartition("/")[2])))]
+
+
 def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterable[str]) -> list[common.Acquisition]:
     """The expected acquisitions with neither a product nor a too cloudy one, an hour from them, among the results."""
-    there = [seen for seen in (common.acquisition(unquote(url.rpartition("/")[2])) for url in results) if seen]
+    there = acquisitions(results)
     return [
         one
         for one in sorted(set(expected), key=lambda one: one.time)
@@ -189,36 +191,162 @@ def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterab
     ]
 
 
-# One download
-
-
 class NotAProduct(PepsError):
-    """A page, an error or nothing came where a product was asked for."""
+    """A page, an error, nothing or a damaged product came where a product was asked for; it is asked for once more."""
+
+    def __init__(self, url: str, what: str):
+        super().__init__(f"{common.host_of(url)} sent {what}, twice; if that stays so, tell the service")
 
 
 class Product:
-    """One product to be had: where from, where to, for which job, and what became of it."""
+    """One product: where from, where to, for which job, how it comes, and what became of it."""
 
     def __init__(self, url: str, path: Path, job: str):
         self.url, self.path, self.job = url, path, job
+        self.is_zip = path.suffix == ".zip"
         self.size: int | None = None  # in bytes, where the server tells
         self.status = Status.NOT_YET
         self.received, self.seconds = 0, 0.0
         self.downloaded = self.damaged = self.read_through = False
 
     @property
-    def partial(self) -> int:
-        """Bytes that an earlier run left."""
+    def held(self) -> int:
+        """Bytes that have come so far."""
         with contextlib.suppress(OSError):
             return common.part_path(self.path).lstat().st_size
         return 0
 
+    @property
+    def rest(self) -> int:
+        """Bytes that are still to come, as far as the server tells the size."""
+        return max(0, (self.size or 0) - self.held)
+
+    def look(self, check: bool) -> None:
+        """Find out whether the file that is there is the product, whole."""
+        problem = self.problem(self.path, check)
+        self.read_through, self.damaged = check and self.is_zip, bool(problem)
+        self.status = Status.NOT_YET if problem else Status.OK
+
     def problem(self, file: Path, every_byte: bool) -> str | None:
         """What is wrong with a file that should be this product, None if nothing; of no zip that it is missing."""
         common.require_plain(file)
-        if self.path.suffix == ".zip":
+        if self.is_zip:
             return zip_problem(file, every_byte)
         return None if file.exists() else "missing"
+
+    def fetch(self, service: Service, room: Room, check: bool) -> None:
+        """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
+        self.service, self.room, began = service, room, time.monotonic()
+        room.take(self.rest)
+        with common.part_file(self.path) as self.part:
+            if self.problem(self.path, check):
+                try:
+                    self._receive_whole()
+                except NotAProduct:  # a damaged one is gone by now, so that this begins afresh
+                    self._receive_whole()
+                if self.is_zip or not self.path.exists():  # else somebody has put a file there meanwhile
+                    common.finish(self.part, self.path)
+                    self.downloaded, self.seconds = True, time.monotonic() - began
+                else:
+                    self.part.truncate(0)
+        self.status = Status.OK
+
+    def _receive_whole(self) -> None:
+        """Fill the part file, over as many connections as it takes while each makes progress, and check it."""
+        furthest, idle, first = self.held, 0, None
+        while first is None:
+            try:
+                first = self._receive()
+            except common.CutOff as err:
+                idle = 0 if self.held > furthest else idle + 1
+                furthest = max(self.held, furthest)
+                if idle == common.TRIES:
+                    host = common.host_of(self.url)
+                    words = f"{host} breaks off at {human(self.held)}, tried {idle} times ({err})"
+                    raise PepsError(words, Status.NOT_YET) from err
+                time.sleep(common.BACKOFF_S * idle)
+        # A product in one piece was checked by TCP; what was put together is read through.
+        problem = self.problem(Path(self.part.name), every_byte=first > 0)
+        if problem:
+            self.part.truncate(0)
+            raise NotAProduct(self.url, f"a damaged product ({problem})")
+
+    def _receive(self) -> int:
+        """Append one answer's body to the part file, and return the byte it began at; raises CutOff, NotAProduct."""
+        for offset in (self.held, 0):
+            headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
+            with (
+                self.service.patience.lasting(common.PATIENCE_S),
+                self.service.open(self.url, "product", headers=headers, accept=accept) as response,
+            ):
+                span = body_span(response.status_code, response.headers, offset)
+                if span and response.status_code != 416:
+                    self._take(response, *span)
+                if span:
+                    return span[0]
+        raise PepsError(
+            f"{common.host_of(self.url)} sends another part of the product than asked for; tell the service"
+        )
+
+    def _take(self, response: Any, start: int, total: int | None) -> None:
+        """Write a body to its place in the part file; raises CutOff unless it has the product's length in the end."""
+        patience, held = self.service.patience, self.held
+        body = self.service.pieces(response, "product", float("inf"))
+        head = self._head(response, body) if start == 0 else b""
+        if self.size is None and total is not None:
+            self.size = total
+            self.room.take(self.rest)
+        if start == 0:
+            self.part.truncate(0)
+            show(-held)
+        size = flushed = self.part.seek(start)
+        patience.until = time.monotonic() + SLOWEST_S
+        for chunk in itertools.chain([head], body):
+            common.write(self.part, chunk)
+            size += len(chunk)
+            self.received += len(chunk)
+            show(len(chunk))
+            patience.until = min(patience.until + len(chunk) / SLOWEST_RATE, time.monotonic() + SLOWEST_S)
+            if size - flushed >= FLUSH_BYTES:
+                flushed = size
+                start_flush(self.part)
+        if total not in (None, size):
+            raise common.CutOff(f"{size} of {total} bytes")
+
+    def _head(self, response: Any, body: Iterator[bytes]) -> bytes:
+        """The first bytes of the product; raises NotAProduct when they are those of a page, an error or nothing."""
+        head = b""
+        while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
+            head += chunk
+        page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and self.path.suffix not in (".html", ".htm")
+        error = common.parse_json_error(head)
+        if head and not error and (head.startswith(b"PK\x03\x04") if self.is_zip else not page):
+            return head
+        kind = one_line(response.headers.get("Content-Type", "no type"), 60)
+        words = f"a page, or something else that is no product ({kind})" if head else "an empty answer"
+        raise NotAProduct(self.url, f"an error ({error[1]})" if error else words)
+
+
+class Room:
+    """What is free on the disk of a folder, promised to one product after the other."""
+
+    def __init__(self, folder: Path, products: list[Product]):
+        self.folder, self.left, self._lock = folder, float("inf"), threading.Lock()
+        with contextlib.suppress(OSError):
+            usage = shutil.disk_usage(folder)
+            self.left = usage.free if usage.total else self.left  # some file systems do not tell
+        to_come = sum(product.rest for product in products)
+        more = f"{human(to_come)} more to come" if to_come else "more to come"
+        self.lack = f"not enough disk space in {folder}: {human(self.left)} free, {more}; make room and run again"
+
+    def take(self, need: int) -> None:
+        """Promise so many bytes; raises CommonCause where there are fewer."""
+        if not os.access(self.folder, os.W_OK):
+            raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
+        with self._lock:
+            if need > self.left:
+                raise CommonCause(self.lack)
+            self.left -= need
 
 
 def zip_problem(path: Path, every_byte: bool = False) -> str | None:
@@ -247,96 +375,6 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
         return one_line(err) or type(err).__name__
 
 
-def download(service: Service, product: Product, check: bool, on_bytes: Callable[[int], None]) -> None:
-    """Bring a product to its name, whole and checked (all CRCs with `check`), continuing what an earlier run left.
-
-    `on_bytes` is told, again and again, how many more are on disk. Raises PepsError, OSError.
-    """
-    began = time.monotonic()
-    with common.part_file(product.path) as part:
-        problem = product.problem(product.path, check)
-        for _ in ("as it comes", "afresh") if problem else ():
-            try:
-                continued = receive_whole(service, product, part, on_bytes)
-            except NotAProduct as err:
-                problem = str(err)
-                continue
-            # A product in one piece was checked by TCP; what was put together is read through.
-            problem = zip_problem(Path(part.name), every_byte=continued) if product.path.suffix == ".zip" else None
-            if problem is None and (product.path.suffix == ".zip" or not product.path.exists()):
-                common.finish(part, product.path)
-                product.downloaded, product.seconds = True, time.monotonic() - began
-                break
-            part.truncate(0)
-            if problem is None:  # somebody has put a file there meanwhile
-                break
-            problem = f"a damaged product ({problem})"
-    if problem:
-        raise PepsError(f"{common.host_of(product.url)} sent {problem}, twice; if that stays so, tell the service")
-    product.status = Status.OK
-
-
-def receive_whole(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> bool:
-    """Fill a part file, over as many connections as it takes while each makes progress; returns whether over many."""
-    furthest, idle = os.fstat(part.fileno()).st_size, 0
-    while True:
-        try:
-            return receive(service, product, part, on_bytes) > 0
-        except common.CutOff as err:
-            size = os.fstat(part.fileno()).st_size
-            idle = 0 if size > furthest else idle + 1
-            furthest = max(size, furthest)
-            if idle == common.TRIES:
-                words = f"{common.host_of(product.url)} breaks off at {human(size)}, tried {idle} times ({err})"
-                raise PepsError(words, Status.NOT_YET) from err
-            time.sleep(common.BACKOFF_S * idle)
-
-
-def receive(service: Service, product: Product, part: Any, on_bytes: Callable[[int], None]) -> int:
-    """Append one answer's body to a part file, and return the offset it began at; raises CutOff, NotAProduct."""
-    held = os.fstat(part.fileno()).st_size
-    for offset in (held, 0):
-        headers, accept = ({"Range": f"bytes={offset}-"}, (200, 206, 416)) if offset else ({}, (200, 206))
-        with (
-            service.patience.lasting(common.PATIENCE_S),
-            service.open(product.url, "product", headers=headers, accept=accept) as response,
-        ):
-            span = body_span(response.status_code, response.headers, offset)
-            if offset and span == (offset, offset):
-                return offset
-            if span is not None:
-                take_body(service, product, part, response, span, on_bytes)
-                return span[0]
-    host = common.host_of(product.url)
-    raise PepsError(f"{host} sends another part of the product than asked for; tell the service")
-
-
-def take_body(service: Service, product: Product, part: Any, response: Any, span: Any, on_bytes: Any) -> None:
-    """Write a body to its place in a part file; raises CutOff unless it has the product's length in the end."""
-    (start, total), held = span, os.fstat(part.fileno()).st_size
-    body = service.pieces(response, "product", float("inf"))
-    head = product_head(product, response, body) if start == 0 else b""
-    require_space(product.path.parent, (total or 0) - held)
-    if start == 0:
-        part.truncate(0)
-        on_bytes(-held)
-    part.seek(start)
-    size = flushed = start
-    service.patience.until = time.monotonic() + SLOWEST_S
-    for chunk in itertools.chain([head], body):
-        common.write(part, chunk)
-        size += len(chunk)
-        product.received += len(chunk)
-        on_bytes(len(chunk))
-        bought = service.patience.until + len(chunk) / SLOWEST_RATE
-        service.patience.until = min(bought, time.monotonic() + SLOWEST_S)
-        if size - flushed >= FLUSH_BYTES:
-            flushed = size
-            start_flush(part)
-    if total not in (None, size):
-        raise common.CutOff(f"{size} of {total} bytes")
-
-
 def start_flush(file: Any) -> None:
     """Let the disk begin with what was written, where the system can be told, so that little is left for the end."""
     if sys.platform == "linux":
@@ -350,47 +388,14 @@ def bounded(text: str | None) -> int | None:
 
 
 def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | None:
-    """Where an answer's body begins and how long the product is, in bytes (RFC 9110, sections 14.4 and 15.5.17).
-
-    (offset, offset) means that nothing is left to come; None that the answer does not fit the bytes from `offset` on.
-    """
+    """Where an answer's body begins and how long the product is, in bytes; None where it does not fit `offset`."""
     if code == 200:
         return 0, bounded(headers.get("Content-Length"))
     found = re.fullmatch(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+|\*)", headers.get("Content-Range", "").strip())
     first, total = (bounded(found[1]), bounded(found[2])) if found else (None, None)
-    if code == 416:
+    if code == 416:  # nothing is left to come (RFC 9110, 15.5.17)
         return (offset, offset) if total == offset else None
     return (offset, total) if found and first == offset else None
-
-
-def product_head(product: Product, response: Any, body: Iterator[bytes]) -> bytes:
-    """The first bytes of a product; raises NotAProduct when they are those of a page, an error or nothing."""
-    head = b""
-    while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
-        head += chunk
-    page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and product.path.suffix not in (".html", ".htm")
-    error = common.parse_json_error(head)
-    if head and not error and (head.startswith(ZIP_START) if product.path.suffix == ".zip" else not page):
-        return head
-    kind = one_line(response.headers.get("Content-Type", "no type"), 60)
-    words = "an empty answer" if not head else f"a page, or something else that is no product ({kind})"
-    raise NotAProduct(f"an error ({error[1]})" if error else words)
-
-
-def free_space(folder: Path) -> float:
-    """Bytes free on a folder's disk; without end where the file system does not tell."""
-    with contextlib.suppress(OSError):
-        usage = shutil.disk_usage(folder)
-        return usage.free if usage.total else float("inf")
-    return float("inf")
-
-
-def require_space(folder: Path, need: int) -> None:
-    if need > free_space(folder):
-        raise CommonCause(f"not enough disk space in {folder}: {human(free_space(folder))} free; make room, run again")
-
-
-# One job
 
 
 class Job:
@@ -398,38 +403,36 @@ class Job:
 
     def __init__(self, name: str, log: Path, status_file: Path, report_file: Path):
         self.name, self.log, self.status_file, self.report_file = name, log, status_file, report_file
-        self.answer = common.WpsAnswer("")
-        self.state, self.words, self.told, self.doubt = State.UNREACHED, "", "", ""
-        self.asked = self.common = self.known = False  # whether the service was; others fail as it does; it is no news
-        self.report: Report | None = None
-        self.products: list[Product] = []
-        self.refused: list[str] = []
-        self.cloudy: list[str] = []
+        self.answer, self.report = common.WpsAnswer(""), Report(State.UNREACHED, "")
+        self.doubt: PepsError | None = None  # an order in the same log
+        self.told: tuple[object, ...] = ()
+        self.asked = self.known = False  # whether the service was asked, and whether its report is no news
+        self.products, self.refused, self.cloudy = list[Product](), list[str](), list[str]()
 
     @property
-    def status(self) -> Status:
-        """The exit status that the job, its results and its products lead to."""
+    def statuses(self) -> list[Status]:
+        """The exit statuses that the job, its results and its products mean."""
         failed = [Status.FAILED] if self.refused or self.doubt else []
-        return common.worst([self.state.status, *failed, *(product.status for product in self.products)])
+        return [self.report.state.status, *failed, *(product.status for product in self.products)]
 
     @property
     def ended(self) -> bool:
         """Whether looking again would change nothing."""
-        return Status.NOT_YET not in (self.state.status, *(product.status for product in self.products))
+        # The service may have mended what is refused in a report on disk.
+        return Status.NOT_YET not in self.statuses and (self.asked or not self.refused)
 
     def read(self) -> None:
-        """Read the log, and the finished report beside it if the status document there is this job's."""
+        """Read the log, and a finished report if the status document beside it is this job's; raises PepsError."""
         advice = "give a log that was written when ordering"
         try:
             answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
-            answer = None
+            self.doubt, answer = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}"), None
             with contextlib.suppress(OSError, PepsError):
                 answer = common.parse_wps(self.log.read_bytes(), cut=True)
-            self.doubt = f"{err}; {common.way_out(self.log)}"
             if answer is None:
-                self.conclude(State.IN_DOUBT, self.doubt)
-                return
+                raise self.doubt from err
+            console.error(self.doubt)
         if answer is None:
             with common.named_file(self.log, advice):
                 raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
@@ -440,22 +443,21 @@ class Job:
         self.answer = answer
         with contextlib.suppress(OSError, PepsError):
             report = parse_report(common.require_plain(self.report_file).read_bytes())
-            if report.state == State.FINISHED and self._is_ours(self.status_file):
-                self.known = True
-                self.conclude(State.FINISHED, report=report)
+            if report.state == State.FINISHED and self._owns_status_file():
+                self.report, self.known = report, True
 
-    def _is_ours(self, status_file: Path) -> bool:
-        """Whether a status document bears the log's statusLocation."""
+    def _owns_status_file(self) -> bool:
+        """Whether the status document beside the log bears its statusLocation."""
         with contextlib.suppress(OSError, PepsError):
-            document = common.require_plain(status_file).read_bytes()
+            document = common.require_plain(self.status_file).read_bytes()
             return common.parse_wps(document).status_location == self.answer.status_location
         return False
 
-    def conclude(self, state: State, words: str = "", report: Report | None = None) -> None:
-        self.state, self.words, self.report = state, words, report
-
     def ask(self, service: Service) -> None:
         """Learn how the job stands, in two minutes at most; the documents are kept beside the log. Raises PepsError."""
+        if not self.answer.holds_job:  # another run was at work on the log
+            self.read()
+        self.asked = True
         location = http_url(self.answer.status_location, f"{service.base}/")
         with service.patience.lasting(common.PATIENCE_S):
             document, answer = service.read(location, "status document", common.parse_wps)
@@ -463,27 +465,19 @@ class Job:
                 self._refresh(service)
                 if not answer.report_url:  # the service may name it only now
                     document, answer = service.read(location, "status document", common.parse_wps)
+            if not self._owns_status_file():  # it must never stand beside the report of another job
+                self.report_file.unlink(missing_ok=True)
+            common.write_whole(self.status_file, document)
             if answer.failed or not answer.report_url:
-                self._keep(document)
-                percent = f"{answer.progress.rstrip('% ')}%" if answer.progress else ""
-                states = {
-                    "ProcessFailed": (State.FAILED, answer.message),
-                    "ProcessSucceeded": (State.UNREPORTED, "a success, as the service says, but it names no report"),
-                    "ProcessStarted": (State.RUNNING, percent),
-                }
-                self.conclude(*states.get("ProcessFailed" if answer.failed else answer.state, (State.WAITING, "")))
+                self.report = report_of_status(answer)
                 return
+            url = http_url(answer.report_url, location) or answer.report_url
             try:
-                text, report = service.read(
-                    http_url(answer.report_url, location) or answer.report_url, "report", parse_report
-                )
-            except PepsError as err:
-                self._keep(document)
-                if isinstance(err, common.Gone):
-                    raise PepsError(f"{err}, or does not have it yet", Status.NOT_YET) from err
-                raise
-        self._keep(document, text)
-        self.conclude(report.state, report.words, report)
+                text, report = service.read(url, "report", parse_report)
+            except common.Gone as err:
+                raise PepsError(f"{err}, or does not have it yet", Status.NOT_YET) from err
+        common.write_whole(self.report_file, text)
+        self.report = report
 
     def _refresh(self, service: Service) -> None:
         """Ask the service to bring the job's report up to date; a report that stays old is still a report."""
@@ -492,69 +486,53 @@ class Job:
         with contextlib.suppress(PepsError, common.CutOff), service.patience.lasting(WISH_PATIENCE_S):
             response = service.open(url, "refresh", wish=True)
             with response:
-                b"".join(service.pieces(response, "refresh", common.DOCUMENT_MAX_BYTES))
-
-    def _keep(self, document: bytes, report: bytes | None = None) -> None:
-        """Keep the documents; a status document of this job must never stand beside the report of another."""
-        if report is not None:
-            common.write_whole(self.report_file, report)
-        elif not self._is_ours(self.status_file):
-            self.report_file.unlink(missing_ok=True)
-        common.write_whole(self.status_file, document)
+                list(service.pieces(response, "refresh", common.DOCUMENT_MAX_BYTES))
 
     def take_results(self, folder: Path, known: dict[Path, Product]) -> None:
         """Sort the report's results: products, of which each file is `known` once, too cloudy ones, refused ones."""
         self.products, self.refused, self.cloudy = [], [], []
-        for url in self.report.results if self.report and self.state == State.FINISHED else ():
+        for url in self.report.results if self.report.state == State.FINISHED else ():
             try:
                 name = product_name(url)
-                if "NOVALD" in name:
-                    self.cloudy.append(name)
-                    continue
-                product = known.setdefault(folder / name, Product(url, folder / name, self.name))
-                if product in self.products:
-                    raise PepsError(f"the result '{one_line(url)}' is refused: another result has that name")
-                product.url = url if product.job == self.name else product.url
-                self.products.append(product)
             except PepsError as err:
                 self.refused.append(str(err))
+                continue
+            product = known.setdefault(folder / name, Product(url, folder / name, self.name))
+            product.url = url if product.job == self.name else product.url
+            if "NOVALD" in name:
+                self.cloudy.append(name)
+            elif product in self.products:
+                self.refused.append(f"the result '{one_line(url)}' is refused: another result has that name")
+            else:
+                self.products.append(product)
 
     def describe(self, hints: dict[State, str]) -> str:
         """How the job stands, in words; a hint on a state comes once a run."""
-        if self.state == State.FINISHED:
+        state, words = self.report[:2]
+        if state == State.FINISHED:
             return f"finished: {self._counts()}"
-        if self.state == State.UNKNOWN:
-            return f"in the state '{self.words}', taken for not finished" if self.words else "its report tells no state"
-        words, hint = self.words, console.once(hints.get(self.state, ""))
-        if self.state in (State.WAITING, State.RUNNING):
-            progress = f", {self.words}" if self.words else ""
-            return f"{self.state.word}{progress}{f' ({hint})' if hint else ''}"
-        if self.state in (State.FAILED, State.CANCELED):
-            words = f"{self.state.word}: {self.words or hint or 'the service says no more'}"
+        if state == State.UNKNOWN:
+            return f"in the state '{words}', taken for not finished" if words else "its report tells no state"
+        hint = console.once(hints.get(state, ""))
+        if state in (State.WAITING, State.RUNNING):
+            return f"{state.word}{words and f', {words}'}{hint and f' ({hint})'}"
+        if state in (State.FAILED, State.CANCELED):
+            words = f"{state.word}: {words or hint or 'the service says no more'}"
             hint = console.once(hints[State.GONE])
         return f"{words}; {hint}" if hint else words
 
     def _counts(self) -> str:
         """What a finished job brings, no zero among the numbers."""
         fetch = [product for product in self.products if product.status == Status.NOT_YET]
-        sizes = [max(0, product.size - product.partial) for product in fetch if product.size]
-        size = f", {human(sum(sizes))}" if sizes and len(sizes) == len(fetch) else ""
-        there, lost = len(self.products) - len(fetch), self.report.unprocessed if self.report else 0
+        size = f", {human(sum(product.rest for product in fetch))}" if all(product.size for product in fetch) else ""
+        there, lost = len(self.products) - len(fetch), self.report.unprocessed
         where = f"{f'{there} on disk, ' * (there > 0)}{len(fetch)} to fetch{size}" if fetch else "all on disk"
         counts = [(len(self.products), f"({where})"), (len(self.cloudy), "too cloudy")]
         return sums("product", counts, lost) or "no products"
 
 
-# The follow-up of many
-
-
-def in_threads(
-    function: Callable[[Any], None], items: list[Any], at_once: int, idle: Callable[[], object] = lambda: None
-) -> Iterator[tuple[Any, PepsError | None]]:
-    """Call a function with each item in threads, as many as the system grants; yield each when done, with its error.
-
-    The threads are daemons: Ctrl-C ends the script without waiting for the network. `idle` is called once a second.
-    """
+def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
+    """Call a function with each item in threads, as many as the system grants; yield each when done, with its error."""
     from queue import Empty, SimpleQueue
 
     todo, done = iter(items), SimpleQueue[Any]()
@@ -569,7 +547,7 @@ def in_threads(
 
     for number in range(min(at_once, len(items))):
         try:
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=work, daemon=True).start()  # Ctrl-C does not wait for it
         except RuntimeError as err:
             if number == 0:
                 raise PepsError("no thread can be started; free some memory or processes, run again") from err
@@ -579,96 +557,75 @@ def in_threads(
         try:
             item, error = done.get(timeout=1)
         except Empty:
-            idle()
-        else:
-            left -= 1
-            yield item, error and common.expected(error)
+            show()
+            continue
+        left -= 1
+        yield item, error and common.expected(error)
 
 
 class FollowUp:
-    """One run of a download script: its jobs, their products, and the account of both.
+    """One run of a download script; `hints` are said once for a state, FINISHED's of lost dates, GONE's as a remedy."""
 
-    `connect` makes the Service, only if something must be asked; `at_once` is the number of downloads.
-    """
+    def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Sequence[L1C] = ()):
+        self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
+        self.known, self.wanted = dict[Path, Product](), list[Product]()
+        self._lengths, self._spent = True, 0.0
 
-    def __init__(
-        self, jobs: list[Job], folder: Path, connect: Callable[[], Service], hints: dict[State, str], at_once: int,
-        check: bool, dry_run: bool, listed: list[L1C] | None,
-    ):  # fmt: skip
-        self.jobs, self.folder, self.hints, self.at_once = jobs, folder, hints, at_once
-        self.check, self.dry_run, self.listed = check, dry_run, listed
-        self.products: dict[Path, Product] = {}
-        self.missing: dict[str, int] = {}
-        self._connect, self._lengths, self._spent = connect, True, 0.0
+    def run(self) -> Status:
+        """Follow the jobs up as the options say; after Ctrl-C, too, a last line says what is done."""
+        if not self.args.dry_run:
+            common.make_folder(self.args.write_dir)
+        try:
+            self._follow(self.args.interval * 60 if self.args.wait and not self.args.dry_run else 0)
+        finally:
+            status = self.finish()
+        return status
 
-    @functools.cached_property
-    def service(self) -> Service:
-        return self._connect()
-
-    def run(self, interval_s: float | None, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Look once, or every `interval_s` seconds until every job has ended, and download what is finished."""
-        console.due = None if interval_s is None else time.time() + interval_s
-        next_look = time.monotonic() + (interval_s or 0)
-        self._read(self.jobs)
-        self._look_on_disk()
-        for job in self.jobs:
-            if job.state == State.FINISHED and (job.refused or not job.ended):
-                job.conclude(State.UNREACHED)  # the report is asked for again
+    def _follow(self, wait_s: float) -> None:
+        """Look once, or every so many seconds until every job has ended, and download what is finished."""
+        next_look = time.time() + wait_s
+        console.due = next_look if wait_s else None
+        self._learn(Job.read, self.jobs, 1)  # one by one, for many documents at once take much memory
         self._tell([job for job in self.jobs if job.ended])
-        while not all(job.ended for job in self.jobs):
-            self._look([job for job in self.jobs if not job.ended])
-            if interval_s is None or all(job.ended for job in self.jobs):
-                break
-            while (left := next_look - time.monotonic()) > 0:
-                sleep(min(left, 1))  # a signal that comes just before a sleep is heard after it
-            next_look, console.due = time.monotonic() + interval_s, time.time() + interval_s
+        if all(job.ended for job in self.jobs):
+            return
+        self.service = Service(self.args.server, self.token, self.args.jobs)
+        self._look()
+        while wait_s and not all(job.ended for job in self.jobs):
+            while (left := next_look - time.time()) > 0:
+                time.sleep(min(left, 1))  # a signal that comes just before a sleep is heard after it
+            next_look = console.due = time.time() + wait_s
+            self._look()
 
-    def _read(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            try:
-                job.read()
-            except PepsError as err:
-                job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.WRONG_LOG, str(err))
-            job.take_results(self.folder, self.products)
-
-    def _look(self, jobs: list[Job]) -> None:
-        """Ask how jobs stand, side by side, say it, and download."""
-        self._read([job for job in jobs if not job.answer.holds_job])
-        asked = [job for job in jobs if job.answer.holds_job]
-        if asked:
-            self.service.look_anew()
-        for job, err in in_threads(lambda job: job.ask(self.service), asked, common.ASK_AT_ONCE):
-            job.asked, job.common = True, isinstance(err, CommonCause)
-            if isinstance(err, common.Gone):
-                job.conclude(State.GONE, f"{err}; the service does not keep jobs for ever")
-            elif err:
-                job.conclude(State.UNREACHED if err.status == Status.NOT_YET else State.REFUSED, str(err))
-        for job in asked:  # in their order: of two that name one product it is the first one's
-            job.take_results(self.folder, self.products)
+    def _learn(self, how: Callable[[Job], None], jobs: list[Job], at_once: int) -> None:
+        """Learn how jobs stand, and which of their products are there."""
+        for job, err in in_threads(how, jobs, at_once):
+            if err:
+                job.report = report_of_error(err)
+        for job in jobs:  # in their order: of two that name one product it is the first one's
+            job.take_results(self.args.write_dir, self.known)
+        self.wanted = list(dict.fromkeys(product for job in self.jobs for product in job.products))
         self._look_on_disk()
-        wanted = [product for product in self._wanted() if product.status == Status.NOT_YET]
-        for _ in in_threads(self._measure, wanted, self.at_once):
-            pass
-        self._tell(jobs)
-        if not self.dry_run:
-            self._download(sorted(wanted, key=lambda product: product.size or 2**63, reverse=True))
 
-    def _wanted(self) -> list[Product]:
-        """The products of all jobs, each once."""
-        return list({product.path: product for job in self.jobs for product in job.products}.values())
+    def _look(self) -> None:
+        """Ask how the jobs stand that have not ended, side by side, say it, and download."""
+        jobs = [job for job in self.jobs if not job.ended]
+        self.service.look_anew()
+        self._learn(lambda job: job.ask(self.service), jobs, common.ASK_AT_ONCE)
+        left = [product for product in self.wanted if product.status == Status.NOT_YET]
+        list(in_threads(self._measure, left, self.args.jobs))
+        self._tell(jobs)
+        if self.args.dry_run:
+            for product in left:
+                console.say(f"to fetch: {product.path.name}{f'  {human(product.size)}' if product.size else ''}")
+        else:
+            self._download(sorted(left, key=lambda product: product.size or 2**63, reverse=True))
 
     def _look_on_disk(self) -> None:
-        """Find out which products are there already, and whole."""
-
-        def look(product: Product) -> None:
-            problem = product.problem(product.path, self.check)
-            product.status, product.damaged = Status.NOT_YET if problem else Status.OK, bool(problem)
-
-        there = [one for one in self._wanted() if one.status == Status.NOT_YET and os.path.lexists(one.path)]
-        for product, err in in_threads(look, there, self.at_once):
-            product.read_through = self.check and product.path.suffix == ".zip"
+        there = [one for one in self.wanted if one.status == Status.NOT_YET and os.path.lexists(one.path)]
+        for product, err in in_threads(lambda product: product.look(self.args.check), there, self.args.jobs):
             if err:
-                self._give_up([product], err)
+                self._give_up([(product, err)])
 
     def _measure(self, product: Product) -> None:
         """Ask for the size of a product: a wish, and not repeated at a server that does not grant it."""
@@ -682,27 +639,21 @@ class FollowUp:
                 self._lengths = err.status != Status.NOT_YET
 
     def _tell(self, jobs: list[Job]) -> None:
-        """Say how jobs stand, as far as that is new; what stops many for one reason in one line."""
-        causes: dict[str, list[Job]] = {}
+        """Say how jobs stand, as far as that is new."""
+        failures = []
         for job in jobs:
-            told, job.told = job.told, f"{job.state} {job.words}"
+            told, job.told = job.told, job.report[:2]
             if told == job.told:
                 continue
             line = common.about(job.name, job.describe(self.hints))
-            if job.common:
-                causes.setdefault(job.words, []).append(job)
-            elif job.state in (State.WAITING, State.RUNNING, State.UNKNOWN, State.UNREPORTED):
-                console.say(f"{line}; {console.later}" if console.due or console.once(console.later) else line)
-            elif job.state == State.FINISHED:
+            if job.report.state == State.FINISHED:
                 console.say(line, news=job.asked)
                 self._tell_results(job)
+            elif job.report.error or job.report.state.status == Status.FAILED:
+                failures.append((line, job.report.error or PepsError(line)))
             else:
-                console.error(PepsError(line, job.state.status))
-            if job.doubt and job.state != State.IN_DOUBT:
-                console.error(job.doubt)
-        for words, stopped in causes.items():
-            lines = [f"{job.name}: {words}" for job in stopped]
-            tell_cause(lines, "job", PepsError(words, stopped[0].state.status))
+                console.say(f"{line}; {console.later}" if console.due or console.once(console.later) else line)
+        tell_failures("job", failures)
 
     def _tell_results(self, job: Job) -> None:
         news, job.known = job.asked and not job.known, True
@@ -710,164 +661,122 @@ class FollowUp:
             console.say(f"{job.name}: too cloudy: {name}")
         for refusal in job.refused:
             console.error(f"{job.name}: {refusal}")
-        if job.report and job.report.unprocessed and news:
-            which = ", ".join(job.report.lost) or (self.hints.get(State.FINISHED, "") if self.listed is None else "")
+        if job.report.unprocessed and news:
+            which = ", ".join(job.report.lost) or (self.hints.get(State.FINISHED, "") if not self.listed else "")
             words = f"{plural(job.report.unprocessed, 'date')} lost, most likely by a busy tape robot"
             more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
             console.error(f"warning: {job.name}: {words}; {more}")
-        for product in job.products if self.dry_run else ():
-            if product.status == Status.NOT_YET:
-                console.say(f"to fetch: {product.path.name}{f'  {human(product.size)}' if product.size else ''}")
 
     def _download(self, products: list[Product]) -> None:
         """Download products, the largest first so that none is left to run alone at the end."""
-        products = self._that_fit(products)
-        causes: dict[str, list[Product]] = {}
-        failed, total, began, spent = 0, len(products), time.monotonic(), self._spent
-        with progress_bar(products) as show:
-            fetch = lambda product: download(self.service, product, self.check, show)  # noqa: E731
-            for number, (product, err) in enumerate(in_threads(fetch, products, self.at_once, show), 1):
-                failed, self._spent = failed + bool(err), spent + time.monotonic() - began
+        room = Room(self.args.write_dir, products)
+        stopped: list[tuple[Product, PepsError]] = []
+        failed, total, began = 0, len(products), time.monotonic() - self._spent
+        with progress_bar(products):
+            fetch = lambda product: product.fetch(self.service, room, self.args.check)  # noqa: E731
+            for number, (product, err) in enumerate(in_threads(fetch, products, self.args.jobs), 1):
+                failed, self._spent = failed + bool(err), time.monotonic() - began
                 show(0, f"{number - failed}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
+                if isinstance(err, common.AnotherRun):
+                    err = CommonCause(f"another run is at work in {self.args.write_dir}", err.status)
                 if product.downloaded:
                     rate = product.received / max(product.seconds, 0.001)
                     words = f"{human(product.received)} in {duration(product.seconds)}, {human(rate)}/s"
                     console.say(f"[{number}/{total}] {product.path.name}  {words}", news=True)
-                elif isinstance(err, (CommonCause, common.AnotherRun)):
-                    product.status, other = err.status, isinstance(err, common.AnotherRun)
-                    words = f"another run is at work in {self.folder}" if other else str(err)
-                    causes.setdefault(words, []).append(product)
+                elif isinstance(err, CommonCause):
+                    stopped.append((product, err))
                 elif err:
-                    self._give_up([product], err)
+                    self._give_up([(product, err)])
         self._look_on_disk()  # what another run was at may be there by now
-        for words, stopped in causes.items():
-            left = [product for product in stopped if product.status != Status.OK]
-            if left:
-                self._give_up(left, CommonCause(words, left[0].status))
+        self._give_up([(product, err) for product, err in stopped if product.status != Status.OK])
 
-    def _give_up(self, products: list[Product], cause: PepsError) -> None:
-        """Say in one line why products are not downloaded, unless that was said before."""
-        for product in products:
-            product.status = cause.status
-        lines = [f"{product.job}: {common.about(product.path.name, cause)}" for product in products]
-        if console.once(str(cause) if isinstance(cause, CommonCause) else lines[0]):
-            tell_cause(lines, "product", cause)
+    def _give_up(self, failures: list[tuple[Product, PepsError]]) -> None:
+        """Say why products are not downloaded, unless that was said before."""
+        for product, err in failures:
+            product.status = err.status
+        lines = [(f"{product.job}: {common.about(product.path.name, err)}", err) for product, err in failures]
+        tell_failures("product", [(line, err) for line, err in lines if console.once(line)])
 
-    def _that_fit(self, products: list[Product]) -> list[Product]:
-        """The products for which the folder has room, as far as the server tells their sizes."""
-        if not products:
-            return []
-        if not os.access(self.folder, os.W_OK):
-            self._give_up(products, CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded"))
-            return []
-        room = free = free_space(self.folder)
-        fitting: list[Product] = []
-        left: list[Product] = []
-        for product in products:
-            need = max(0, (product.size or 0) - product.partial)
-            (fitting if need <= room else left).append(product)
-            room -= need if need <= room else 0
-        if left:
-            need = sum((product.size or 0) - product.partial for product in left)
-            words = f"not enough disk space in {self.folder}: {human(free)} free, {human(need)} more to come"
-            self._give_up(left, CommonCause(f"{words}; make room and run again"))
-        return fitting
-
-    def _compare(self, listed: list[L1C]) -> None:
-        """List the acquisitions of a catalogue answer without a result, once all jobs have finished."""
-        if not all(job.state == State.FINISHED for job in self.jobs):
-            console.say("missing acquisitions are looked for when every job has finished")
-            return
-        seen = [product.acquisition for product in listed if product.acquisition]
-        results = {job.name: job.report.results for job in self.jobs if job.report}
-        missing = missing_acquisitions(seen, [url for urls in results.values() for url in urls])
-        loud = not console.quiet or any(job.asked for job in self.jobs)
-        for one in missing if loud else ():
-            console.error(f"warning: no result for {one.platform} of {one.time:%Y-%m-%d}, tile {one.tile}")
-        if len(seen) < len(listed) and loud:
-            names = plural(len(listed) - len(seen), "product")
-            console.error(f"warning: {names} of the list cannot be compared: neither name nor entry says the tile")
-        tiles = {one.tile for one in seen}
-        ours = [name for name, urls in results.items() if any(f"_T{tile}_" in url for tile in tiles for url in urls)]
-        self.missing = {"": len(missing), **dict.fromkeys(ours or results, 0)}
+    def _lost_dates(self) -> int:
+        """How many dates brought nothing: of each tile what the reports count, or more where the list shows more."""
+        seen = [product.acquisition for product in self.listed if product.acquisition]
+        finished = all(job.report.state == State.FINISHED for job in self.jobs)
+        results = [url for job in self.jobs for url in job.report.results]
+        missing = missing_acquisitions(seen, results) if finished else []
+        if finished and (not console.quiet or any(job.asked for job in self.jobs)):
+            for one in missing:
+                console.error(f"warning: no result for {one.platform} of {one.time:%Y-%m-%d}, tile {one.tile}")
+            if len(seen) < len(self.listed):
+                names = plural(len(self.listed) - len(seen), "product")
+                console.error(f"warning: {names} of the list cannot be compared: neither name nor entry says the tile")
+        lost: Counter[str] = Counter()
+        for job in self.jobs:
+            tiles = [one.tile for one in (*acquisitions(job.report.results), *seen)]
+            lost[tiles[0] if tiles else ""] += job.report.unprocessed
+        return sum((lost | Counter(one.tile for one in missing)).values())
 
     def finish(self) -> Status:
         """Say the last line, which sums the run up, and return its exit status."""
-        if self.listed is not None:
-            self._compare(self.listed)
-        states = Counter(job.state.word for job in self.jobs)
-        states["in doubt beside it"] = sum(bool(job.doubt) and job.state != State.IN_DOUBT for job in self.jobs)
-        wanted = self._wanted()
-        brought = [product for product in wanted if product.downloaded]
-        there = sum(product.status == Status.OK for product in wanted) - len(brought)
-        took = f"({human(sum(one.received for one in brought))} in {duration(self._spent)})"
-        lost = {job.name: job.report.unprocessed for job in self.jobs if job.report}
-        compared = sum(count for name, count in lost.items() if name in self.missing)
-        dates = sum(lost.values()) - compared + max(compared, self.missing.get("", 0))
-        failed = sum(product.status == Status.FAILED for product in wanted) + sum(len(job.refused) for job in self.jobs)
-        left = sum(product.status == Status.NOT_YET for product in wanted)
+        dates = self._lost_dates()
+        states = Counter(job.report.state.word for job in self.jobs)
+        states["in doubt beside it"] = sum(bool(job.doubt) and job.doubt is not job.report.error for job in self.jobs)
+        ends = Counter(product.status for product in self.wanted)
+        brought = [product for product in self.wanted if product.downloaded]
+        took = f"({human(sum(product.received for product in brought))} in {duration(self._spent)})"
         counts = [
-            (len(brought), f"downloaded {took}"), (there, "on disk before"), (failed, "not fetched"),
-            (left, "to fetch" if self.dry_run else "left for the next run"),
+            (len(brought), f"downloaded {took}"), (ends[Status.OK] - len(brought), "on disk before"),
+            (ends[Status.FAILED] + sum(len(job.refused) for job in self.jobs), "not fetched"),
+            (ends[Status.NOT_YET], "to fetch" if self.args.dry_run else "left for the next run"),
             (sum(len(job.cloudy) for job in self.jobs), "too cloudy"),
         ]  # fmt: skip
-        self._tell_check([product for product in wanted if product.read_through])
-        products = sums("product", counts, dates)
-        where = f" {products}, in {self.folder.resolve()}" if products else ""
-        news = bool(brought) or any(job.asked and job.ended for job in self.jobs)
-        console.say(f"{sums('job', [(count, word) for word, count in states.items()])}.{where}", news=news)
-        return common.worst(job.status for job in self.jobs)
-
-    def _tell_check(self, read: list[Product]) -> None:
+        read = [product for product in self.wanted if product.read_through]
         damaged = [product for product in read if product.damaged]
-        again = sum(product.downloaded for product in damaged)
-        mended = ", fetched again" if again == len(damaged) else f", {again} of them fetched again" if again else ""
+        mended = ", fetched again" if all(product.downloaded for product in damaged) else ""
         if read:
             words = f"{len(damaged)} damaged{mended}" if damaged else "none damaged"
             console.say(f"--check: {len(read)} read, {words}", news=bool(damaged))
+        products = sums("product", counts, dates)
+        where = f" {products}, in {self.args.write_dir.resolve()}" if products else ""
+        news = bool(brought) or any(job.asked and job.ended for job in self.jobs)
+        console.say(f"{sums('job', [(count, word) for word, count in states.items()])}.{where}", news=news)
+        return common.worst(status for job in self.jobs for status in job.statuses)
 
 
 @contextlib.contextmanager
-def progress_bar(products: list[Product]) -> Iterator[Any]:
-    """A bar for the block, if stderr is a terminal and tqdm is installed.
+def progress_bar(products: list[Product]) -> Iterator[None]:
+    """Show a bar during the block, if stderr is a terminal and tqdm is installed."""
+    with contextlib.ExitStack() as stack:
+        if products and not console.quiet and sys.stderr and sys.stderr.isatty():
+            total = sum(product.rest for product in products) if all(product.size for product in products) else None
+            words = f"0/{plural(len(products), 'product')}"
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
 
-    Yields a function that any thread calls with more bytes that are on disk, with words on how many products are done,
-    or without both when time has passed.
-    """
-    tqdm: Any = None
-    if products and not console.quiet and sys.stderr and sys.stderr.isatty():
-        with contextlib.suppress(ImportError):
-            import tqdm as library
-
-            tqdm = library.tqdm
-    if tqdm is None:
-        yield lambda size=0, words="": None
-        return
-    tqdm.monitor_interval = 0
-    sizes = [product.size or 0 for product in products]
-    there = sum(product.partial for product in products)
-    # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
-    with tqdm(
-        total=sum(sizes) if all(sizes) else None, initial=there, unit="B", unit_scale=True, smoothing=0,
-        desc=f"0/{plural(len(products), 'product')}",
-    ) as bar:  # fmt: skip
-
-        def show(size: int = 0, words: str = "") -> None:
-            with bar.get_lock():
-                bar.update(size)
-                bar.set_description_str(words or bar.desc, refresh=not size)
-
-        console.bar = bar
-        try:
-            yield show
-        finally:
-            console.bar = None
+                tqdm.monitor_interval = 0
+                # Without smoothing the rate is that of the whole time, so that it sinks when nothing comes any more.
+                bar = tqdm(total=total, unit="B", unit_scale=True, smoothing=0, desc=words)
+                console.bar = stack.enter_context(bar)
+                stack.callback(setattr, console, "bar", None)
+        yield
 
 
-def tell_cause(lines: list[str], noun: str, cause: PepsError) -> None:
-    """Say in one line what stops many for one reason, or the line of the one that it stops."""
-    words = lines[0] if len(lines) == 1 else f"{plural(len(lines), noun)}: {cause}"
-    console.error(PepsError(words, cause.status))
+def show(size: int = 0, words: str = "") -> None:
+    """Tell the bar of more bytes on disk, of how many products are done, or that time has passed; from any thread."""
+    bar = console.bar
+    if bar is not None:
+        with bar.get_lock():
+            bar.update(size)
+            bar.set_description_str(words or bar.desc, refresh=not size)
+
+
+def tell_failures(noun: str, failures: Iterable[tuple[str, PepsError]]) -> None:
+    """Say a line for each failure, but one with their number for those that have one cause."""
+    causes: dict[str, list[tuple[str, PepsError]]] = {}
+    for line, err in failures:
+        causes.setdefault(str(err) if isinstance(err, CommonCause) else line, []).append((line, err))
+    for cause, same in causes.items():
+        line, err = same[0]
+        console.error(PepsError(line if len(same) == 1 else f"{plural(len(same), noun)}: {cause}", err.status))
 
 
 def sums(noun: str, counts: Iterable[tuple[int, str]], lost: int = 0) -> str:
@@ -886,49 +795,18 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-# The command line
-
-
 def add_download_options(parser: common.Parser) -> None:
     """The options that the two download scripts share."""
-    parser.add_argument(
-        "-w", "--write_dir", metavar="DIR", type=Path, default=Path("."),
-        help="folder for the products (default: the current one)",
-    )  # fmt: skip
-    parser.add_argument(
-        "-j", "--jobs", metavar="N", type=common.number_between(int, 1, 1000, "a number from 1 on"), default=4,
-        help="downloads at once (default: 4)",
-    )  # fmt: skip
+    add = parser.add_argument
+    number = common.number_between(int, 1, 1000, "a number from 1 on")
     minutes = common.number_between(float, 0.001, 10**6, "a number of minutes above 0")
-    parser.add_argument("--wait", action="store_true", help="stay until every job has ended")
-    parser.add_argument(
-        "--interval",
-        metavar="MINUTES",
-        type=minutes,
-        default=10.0,
-        help="with --wait: time between looks (default: 10)",
-    )
-    parser.add_argument("--check", action="store_true", help="read products on disk through, and replace damaged ones")
-    parser.add_argument(
-        "-n", "--no_download", "--dry-run", dest="dry_run", action="store_true",
-        help="ask how the jobs stand, and only say what would be downloaded",
-    )  # fmt: skip
-
-
-def follow_up(
-    jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: list[L1C] | None = None
-) -> Status:
-    """Follow jobs up as the options say; after Ctrl-C, too, a last line says what is done."""
-    if not args.dry_run:
-        common.make_folder(args.write_dir)
-    connect = lambda: Service(args.server, token, args.jobs)  # noqa: E731
-    follow = FollowUp(jobs, args.write_dir, connect, hints, args.jobs, args.check, args.dry_run, listed)
-    try:
-        follow.run(args.interval * 60 if args.wait and not args.dry_run else None)
-    except KeyboardInterrupt:
-        follow.finish()
-        raise
-    return follow.finish()
+    add("-w", "--write_dir", metavar="DIR", type=Path, default=Path("."), help="folder for the products (default: .)")
+    add("-j", "--jobs", metavar="N", type=number, default=4, help="downloads at once (default: 4)")
+    add("--wait", action="store_true", help="stay until every job has ended")
+    add("--interval", metavar="MINUTES", type=minutes, default=10.0, help="with --wait: between looks (default: 10)")
+    add("--check", action="store_true", help="read products on disk through, and replace damaged ones")
+    only_say = "ask how the jobs stand, and only say what would be downloaded"
+    add("-n", "--no_download", "--dry-run", dest="dry_run", action="store_true", help=only_say)
 
 
 def build_parser() -> common.Parser:
@@ -939,26 +817,29 @@ def build_parser() -> common.Parser:
         "-a peps.txt -l logs/*.log -w products --wait",
         "-q -a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ    (for cron)",
     )
-    parser.add_argument(
-        "-l", "--log", metavar="FILE", nargs="+", action="extend", type=Path,
-        help="log files that full_maja_process wrote (default: Full_Maja.log)",
-    )  # fmt: skip
+    logs = "log files that full_maja_process wrote (default: Full_Maja.log)"
+    parser.add_argument("-l", "--log", metavar="FILE", nargs="+", action="extend", type=Path, help=logs)
     add_download_options(parser)
-    parser.add_argument(
-        "--json", metavar="FILE", type=Path,
-        help="the list that full_maja_process --json wrote: name every acquisition without a result",
-    )  # fmt: skip
+    compare = "the list that full_maja_process --json wrote: name every acquisition without a result"
+    parser.add_argument("--json", metavar="FILE", type=Path, help=compare)
     return parser
 
 
 def run(args: Any) -> Status:
     token = common.read_account(args.auth)
-    listed = read_expected(args.json) if args.json else None
+    listed = read_expected(args.json) if args.json else []
     logs = {os.path.abspath(log): log for log in args.log or [Path("Full_Maja.log")]}.values()
     jobs = [Job(str(log), log, common.beside(log, ".stat"), common.beside(log, ".json")) for log in logs]
     reports = {f"report of {job.name}": job.report_file for job in jobs if os.path.exists(job.log.parent)}
     common.check_files({"list (--json)": args.json, **reports})
-    return follow_up(jobs, args, token, full_maja_hints(), listed)
+    process = common.called("full_maja_process")
+    hints = {
+        State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
+        State.RUNNING: "its count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
+        State.FINISHED: f"which, is told by --json with the list of: {process} -n --json LIST ...",
+        State.GONE: f"order it again, with another -l or: {process} --force ...",
+    }
+    return FollowUp(jobs, args, token, hints, listed).run()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,10 +34,8 @@ def build_parser() -> common.Parser:
     add("-d", "--start_date", required=True, metavar="DATE", type=common.as_date, help="first day, YYYY-MM-DD")
     add("-e", "--end_date", required=True, metavar="DATE", type=common.as_date, help="day after the last, YYYY-MM-DD")
     add("-o", "--orbit", metavar="N", type=common.as_orbit, help="this relative orbit alone (default: all)")
-    add(
-        "-l", "--log", metavar="FILE", type=Path, default=Path("Full_Maja.log"),
-        help="log file to write, one a job (default: Full_Maja.log)",
-    )  # fmt: skip
+    log = Path("Full_Maja.log")
+    add("-l", "--log", metavar="FILE", type=Path, default=log, help=f"log file to write, one a job (default: {log})")
     add("-n", "--no_download", "--dry-run", dest="dry_run", action="store_true", help="show the request, order nothing")
     add("--force", action="store_true", help="order whatever the log holds; what it held is kept as FILE.1 ...")
     add("--json", metavar="FILE", type=Path, help="also save the catalogue's list of the L1C products to process")
@@ -65,9 +63,8 @@ def save_list(args: Any, service: Service) -> None:
     products = filter(None, map(L1C.from_feature, answer["features"]))
     dates = {product.acquisition.time.date() if product.acquisition else product.name for product in products}
     hours = (60 + 25 * (len(dates) - 1)) / 60
-    console.say(
-        f"{args.log}: {common.plural(len(dates), 'date')}, listed in {args.json}: usually {hours:.0f} h of processing"
-    )
+    words = f"{common.plural(len(dates), 'date')}, listed in {args.json}: usually {hours:.0f} h of processing"
+    console.say(f"{args.log}: {words}")
 
 
 def run(args: Any) -> Status:
@@ -86,17 +83,9 @@ def run(args: Any) -> Status:
     try:
         return show(args, url, token) if args.dry_run else place(args, url, token)
     except OrderInDoubt as err:
-        words = [
-            "-t",
-            args.tile,
-            "-d",
-            args.start_date,
-            "-e",
-            args.end_date,
-            *(["-o", args.orbit] if args.orbit else []),
-        ]
-        words += [*common.account_words(args.auth), "-l", args.log, *console.server, "--force"]
-        way = called("full_maja_process", *words)
+        orbit = ["-o", args.orbit] if args.orbit else []
+        words = ["-t", args.tile, "-d", args.start_date, "-e", args.end_date, *orbit, *common.account_words(args.auth)]
+        way = called("full_maja_process", *words, "-l", args.log, *console.server, "--force")
         raise PepsError(f"{err}; if it is not there, order it with: {way}", err.status) from err
 
 
@@ -120,14 +109,11 @@ def place(args: Any, url: str, token: str) -> Status:
             save_list(args, service)
         job, new = common.order(service, url, args.log, args.force)
     if not new:
-        raise PepsError(
-            f"{args.log} already holds job {one_line(job.job_id)}, so nothing was ordered; choose another log file "
-            "with -l, or run it again with --force to order anew and keep this one as a copy",
-            Status.USAGE,
-        )
+        words = f"already holds job {one_line(job.job_id)}, so nothing was ordered; choose another log file with -l"
+        raise PepsError(f"{args.log} {words}, or add --force", Status.USAGE)
     console.say(f"{args.log}: ordered as job {one_line(job.job_id)}, status {one_line(job.status_location)}")
-    words = (*common.account_words(args.auth), "-l", args.log, *console.server)
-    console.say(f"when it has run: {called('full_maja_download', *words)}")
+    way = called("full_maja_download", *common.account_words(args.auth), "-l", args.log, *console.server)
+    console.say(f"when it has run: {way}")
     return Status.OK
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import peps_common as common
-from full_maja_download import Job, State, add_download_options, follow_up
+from full_maja_download import FollowUp, Job, State, add_download_options
 from peps_common import PepsError, Status, one_line
 
 HINTS = {
@@ -66,7 +66,7 @@ def find_job(name: str, folders: list[Path]) -> Job:
 def run(args: Any) -> Status:
     token = common.read_account(args.auth)
     folders = [args.write_dir, args.prod_list.parent, Path(".")]
-    return follow_up([find_job(name, folders) for name in read_list(args.prod_list)], args, token, HINTS)
+    return FollowUp([find_job(name, folders) for name in read_list(args.prod_list)], args, token, HINTS).run()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -53,10 +53,7 @@ def build_parser() -> common.Parser:
     for name, kind in (("latmin", latitude), ("latmax", latitude), ("lonmin", longitude), ("lonmax", longitude)):
         add(f"--{name}", type=kind, help="area: a box, these four together; degrees" if name == "latmin" else " ")
     add("-d", "--start_date", required=True, metavar="DATE", type=as_moment, help="first day, YYYY-MM-DD")
-    add(
-        "-f", "--end_date", default=NO_END, metavar="DATE", type=as_moment,
-        help="day after the last, YYYY-MM-DD (default: none)",
-    )  # fmt: skip
+    add("-f", "--end_date", default=NO_END, metavar="DATE", type=as_moment, help="day after the last (default: none)")
     add("-o", "--orbit", metavar="N", type=common.as_orbit, help="this relative orbit alone (default: all)")
     add("-p", "--prod_list", required=True, metavar="FILE", type=Path, help="list of the products ordered; it grows")
     add("-w", "--write_dir", metavar="DIR", type=Path, default=Path("."), help="folder for the logs (default: .)")
@@ -74,22 +71,16 @@ def area_query(args: Any) -> str:
     kinds = ([args.tile], [args.location], point, box)
     given = [kind for kind in kinds if any(value is not None for value in kind)]
     if len(given) != 1 or None in given[0]:
-        raise PepsError(
-            "give exactly one area: -t TILE, -l TOWN, --lat with --lon, or all of --latmin --latmax --lonmin --lonmax",
-            Status.USAGE,
-        )
+        ways = "-t TILE, -l TOWN, --lat with --lon, or all of --latmin --latmax --lonmin --lonmax"
+        raise PepsError(f"give exactly one area: {ways}", Status.USAGE)
     if args.tile:
         return f"tileid={args.tile}"
     if args.location is not None:
-        # Users of older scripts had to encode the town themselves.
-        encoded = re.search(r"%[0-9A-Fa-f]{2}|\+", args.location)
-        try:
-            town = quote(args.location.strip(), safe="%+" if encoded else "")
-        except UnicodeEncodeError:
-            town = ""
-        if not town:
+        town = args.location.strip()
+        if not (town and town.isprintable()):
             raise PepsError("the town (-l) is empty, or not UTF-8 text", Status.USAGE)
-        return f"q={town}"
+        encoded = re.search(r"%[0-9A-Fa-f]{2}|\+", town)  # as users of older scripts had to write it themselves
+        return f"q={quote(town, safe='%+' if encoded else '')}"
     if args.lat is not None:
         return f"lat={args.lat:.6f}&lon={args.lon:.6f}"
     if args.latmin >= args.latmax or args.lonmin >= args.lonmax:
@@ -104,14 +95,11 @@ def confirm(count: int, yes: bool) -> None:
         try:
             print(f"Order {count} products? yes/no: ", end="", file=sys.stderr, flush=True)
             answer = input().strip().lower()
-        except (EOFError, RuntimeError) as err:  # no more input, or none at all
-            if sys.stdin and sys.stdin.isatty():
-                answer = "no"
-            else:
+        except (EOFError, RuntimeError, ValueError) as err:  # no more input, none at all, or no text
+            if not (sys.stdin and sys.stdin.isatty()):
                 words = f"{count} products are many, and nobody answers: add --yes to order them"
                 raise PepsError(words, Status.USAGE) from err
-        except ValueError:  # bytes that are no text
-            answer = ""
+            answer = "no"
     if answer[0] == "n":
         raise PepsError("nothing was ordered, as you said")
 
@@ -138,20 +126,6 @@ class Order:
         self.statuses: list[Status] = []
         self.before = self.now = 0
 
-    def place(self, todo: list[L1C]) -> None:
-        """Order product by product, each with its log and then its line in the list."""
-        confirm(len(todo), self.args.yes)
-        for product in todo:
-            log = common.find_log(product.name, self.folders)
-            try:
-                answer, new = common.order(self.service, job_url(self.service.base, product), log, self.args.force)
-            except PepsError as err:
-                self.refuse(product, err, log)
-                if isinstance(err, (CommonCause, OrderInDoubt)):
-                    break
-                continue
-            self.note(product, answer, new)
-
     def is_free(self, product: L1C) -> bool:
         """Whether a product is to be ordered; one with a job is put on the list, where a killed run may lack it."""
         log = common.find_log(product.name, self.folders)
@@ -164,6 +138,20 @@ class Order:
             self.note(product, held, False)
         return not (held and held.holds_job)
 
+    def place(self, todo: list[L1C]) -> None:
+        """Order product by product, each with its log and then its line in the list."""
+        confirm(len(todo), self.args.yes)
+        for product in todo:
+            log = common.find_log(product.name, self.folders)
+            try:
+                answer, new = common.order(self.service, job_url(self.args, product), log, self.args.force)
+            except PepsError as err:
+                self.refuse(product, err, log)
+                if isinstance(err, (CommonCause, OrderInDoubt)):
+                    break
+            else:
+                self.note(product, answer, new)
+
     def note(self, product: L1C, answer: common.WpsAnswer, new: bool) -> None:
         self.now, self.before = self.now + new, self.before + (not new)
         words = f", status {one_line(answer.status_location)}" if new else ", before"
@@ -174,13 +162,12 @@ class Order:
     def refuse(self, product: L1C, err: PepsError, log: Path) -> None:
         self.statuses.append(err.status)
         way = f"; {common.way_out(log)}" if isinstance(err, OrderInDoubt) else ""
-        words = common.about(product.name, err) + way
-        console.error(PepsError(words, err.status))
+        console.error(PepsError(common.about(product.name, err) + way, err.status))
 
 
-def job_url(base: str, product: L1C) -> str:
+def job_url(args: Any, product: L1C) -> str:
     flags = "storeExecuteResponse=true&status=true&title=Maja-Process"
-    return common.execute_url(base, "MAJA", {"product": product.name}, flags)
+    return common.execute_url(args.server, "MAJA", {"product": product.name}, flags)
 
 
 def find(service: Service, args: Any, area: str) -> list[L1C]:
@@ -188,10 +175,10 @@ def find(service: Service, args: Any, area: str) -> list[L1C]:
     answer = service.search(area, args.start_date, args.end_date, args.orbit)
     if args.json:
         common.write_json(args.json, answer)
-    products = [L1C.from_feature(feature) for feature in answer["features"]]
-    named = [product for product in products if product]
-    if len(named) < len(products):
-        entries = plural(len(products) - len(named), "entry").replace("entrys", "entries")
+    named = [product for product in map(L1C.from_feature, answer["features"]) if product]
+    nameless = len(answer["features"]) - len(named)
+    if nameless:
+        entries = "1 entry" if nameless == 1 else f"{nameless} entries"
         console.error(f"warning: {entries} of the catalogue's answer without a usable name, left out")
     if not named:
         raise PepsError("no product answers the search; look at the area, the dates and the orbit")
@@ -204,31 +191,26 @@ def run(args: Any) -> Status:
     area = area_query(args)
     common.check_dates(args.start_date, args.end_date)
     token = common.read_account(args.auth)
-    files = {
-        "account file (-a)": args.auth,
-        "product list (-p)": args.prod_list,
-        "catalogue's answer (--json)": args.json,
-    }
+    files = {"account file (-a)": args.auth, "product list (-p)": args.prod_list, "answer (--json)": args.json}
     common.check_files(files)
     service = Service(args.server, token)
     if args.dry_run:
-        console.say(common.search_url(service.base, area, args.start_date, args.end_date))
-    if not args.dry_run or args.write_dir.exists():
+        console.say(common.search_url(args.server, area, args.start_date, args.end_date))
+    else:
         common.make_folder(args.write_dir)
-    if not args.dry_run:
         add_to_list(args.prod_list)
-    found = find(service, args, area)
-    order = Order(args, service)
+    found, order = find(service, args, area), Order(args, service)
     todo = [product for product in found if order.is_free(product)]
-    if not args.dry_run:
+    if args.dry_run:
+        for product in todo:
+            console.say(job_url(args, product))
+    else:
         order.place(todo)
-    for product in todo if args.dry_run else ():
-        console.say(job_url(service.base, product))
     done = order.before + order.now
-    counts = ((order.before, "ordered before"), (order.now, "ordered now"), (len(found) - done, "not ordered"))
     if done and not args.dry_run:
         words = (*common.account_words(args.auth), "-p", args.prod_list, "-w", args.write_dir, *console.server)
         console.say(f"when they have run: {called('peps_maja_download', *words)}")
+    counts = ((order.before, "ordered before"), (order.now, "ordered now"), (len(found) - done, "not ordered"))
     console.say(f"{plural(len(found), 'product')} found: {', '.join(f'{n} {words}' for n, words in counts if n)}")
     return common.worst(order.statuses)
 

@@ -209,7 +209,7 @@ def test_a_disk_without_lasting_file_numbers_ends_in_words(run, job, monkeypatch
     clock = iter(range(10**6))
     monkeypatch.setattr(peps_common.time, "monotonic", lambda: next(clock) / 10)
     monkeypatch.setattr(peps_common, "is_same", lambda *files: False)
-    only_line(download(run, job, status=75), "31TCJ.json", "another run", "later")
+    only_line(download(run, job, status=75), "31TCJ.stat", "another run", "later")
 
 
 def test_two_results_of_one_name(run, job, peps):
