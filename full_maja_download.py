@@ -340,8 +340,8 @@ class Room:
         self.lack = f"not enough disk space in {folder}: {human(self.left)} free, {more}; make room and run again"
 
     def take(self, need: int) -> None:
-        """Promise so many bytes; raises CommonCause where there are fewer."""
-        if not os.access(self.folder, os.W_OK):
+        """Promise so many bytes, or take a promise of so many back; raises CommonCause where there are fewer."""
+        if need >= 0 and not os.access(self.folder, os.W_OK):
             raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
         with self._lock:
             if need > self.left:
@@ -448,7 +448,7 @@ class Job:
 
     def _owns_status_file(self) -> bool:
         """Whether the status document beside the log bears its statusLocation."""
-        with contextlib.suppress(OSError, PepsError):
+        with contextlib.suppress(OSError, PepsError), common.parsing:
             document = common.require_plain(self.status_file).read_bytes()
             return common.parse_wps(document).status_location == self.answer.status_location
         return False
@@ -513,12 +513,12 @@ class Job:
             return f"finished: {self._counts()}"
         if state == State.UNKNOWN:
             return f"in the state '{words}', taken for not finished" if words else "its report tells no state"
+        if state in (State.FAILED, State.CANCELED):
+            words = f"{state.word}: {words or console.once(hints.get(state, '')) or 'the service says no more'}"
+            state = State.GONE
         hint = console.once(hints.get(state, ""))
         if state in (State.WAITING, State.RUNNING):
             return f"{state.word}{words and f', {words}'}{hint and f' ({hint})'}"
-        if state in (State.FAILED, State.CANCELED):
-            words = f"{state.word}: {words or hint or 'the service says no more'}"
-            hint = console.once(hints[State.GONE])
         return f"{words}; {hint}" if hint else words
 
     def _counts(self) -> str:
@@ -662,7 +662,8 @@ class FollowUp:
         for refusal in job.refused:
             console.error(f"{job.name}: {refusal}")
         if job.report.unprocessed and news:
-            which = ", ".join(job.report.lost) or (self.hints.get(State.FINISHED, "") if not self.listed else "")
+            how = "" if self.listed or job.report.lost else console.once(self.hints.get(State.FINISHED, ""))
+            which = ", ".join(job.report.lost) or how
             words = f"{plural(job.report.unprocessed, 'date')} lost, most likely by a busy tape robot"
             more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
             console.error(f"warning: {job.name}: {words}; {more}")
@@ -687,6 +688,7 @@ class FollowUp:
                     stopped.append((product, err))
                 elif err:
                     self._give_up([(product, err)])
+                    room.take(-product.rest)
         self._look_on_disk()  # what another run was at may be there by now
         self._give_up([(product, err) for product, err in stopped if product.status != Status.OK])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import peps_common as common
-from peps_common import L1C, OrderInDoubt, PepsError, Service, Status, called, console, one_line
+from peps_common import OrderInDoubt, PepsError, Service, Status, called, console, one_line
 
 FIRST_START = date(2016, 4, 1)
 DAYS_MIN, DAYS_MAX = 55, 366
@@ -56,11 +56,10 @@ def check_period(start: date, end: date) -> None:
 
 def save_list(args: Any, service: Service) -> None:
     """Save which L1C products the job will cover, and say what that means in time."""
-    answer = service.search(f"tileid={args.tile}", str(args.start_date), str(args.end_date), args.orbit)
+    answer, products = service.search(f"tileid={args.tile}", str(args.start_date), str(args.end_date), args.orbit)
     if not answer["features"]:
         raise PepsError("the catalogue has no product of that tile, time and orbit; nothing was ordered")
     common.write_json(args.json, answer)
-    products = filter(None, map(L1C.from_feature, answer["features"]))
     dates = {product.acquisition.time.date() if product.acquisition else product.name for product in products}
     hours = (60 + 25 * (len(dates) - 1)) / 60
     words = f"{common.plural(len(dates), 'date')}, listed in {args.json}: usually {hours:.0f} h of processing"
@@ -84,8 +83,8 @@ def run(args: Any) -> Status:
         return show(args, url, token) if args.dry_run else place(args, url, token)
     except OrderInDoubt as err:
         orbit = ["-o", args.orbit] if args.orbit else []
-        words = ["-t", args.tile, "-d", args.start_date, "-e", args.end_date, *orbit, *common.account_words(args.auth)]
-        way = called("full_maja_process", *words, "-l", args.log, *console.server, "--force")
+        words = ["-t", args.tile, "-d", args.start_date, "-e", args.end_date, *orbit, "-l", args.log, "--force"]
+        way = called("full_maja_process", *words)
         raise PepsError(f"{err}; if it is not there, order it with: {way}", err.status) from err
 
 
@@ -112,8 +111,7 @@ def place(args: Any, url: str, token: str) -> Status:
         words = f"already holds job {one_line(job.job_id)}, so nothing was ordered; choose another log file with -l"
         raise PepsError(f"{args.log} {words}, or add --force", Status.USAGE)
     console.say(f"{args.log}: ordered as job {one_line(job.job_id)}, status {one_line(job.status_location)}")
-    way = called("full_maja_download", *common.account_words(args.auth), "-l", args.log, *console.server)
-    console.say(f"when it has run: {way}")
+    console.say(f"when it has run: {called('full_maja_download', '-l', args.log)}")
     return Status.OK
 
 

@@ -111,7 +111,7 @@ class Console:
     def __init__(self, prog: str = "peps_maja"):
         self.prog, self.quiet = prog, False
         self.server: list[str] = []  # --server, if it was given
-        self.account = Path("peps.txt")
+        self.account: Path | None = None
         self.due: float | None = None  # with --wait: when the next look is, in seconds of time.time
         self.secrets: re.Pattern[str] | None = None
         self.bar: Any = None
@@ -265,7 +265,7 @@ def make_parser(script: str, description: str, *examples: str) -> Parser:
 
 
 def called(script: str, *words: object) -> str:
-    """A command line for one of the scripts, called as this one was: by an installed name, or by Python and a file."""
+    """A command line for a script, called as this one was: by name or by Python, with its account and its server."""
     own = Path(sys.argv[0])
     start = ["python", f"{script}.py"]
     if own.stem in SCRIPTS and own.suffix == ".py":
@@ -273,12 +273,8 @@ def called(script: str, *words: object) -> str:
     elif own.stem in SCRIPTS:
         path = str(own.with_name(script))
         start = [script if shutil.which(script) == path else path]
-    return shlex.join([*start, *map(str, words)])
-
-
-def account_words(path: Path) -> list[str]:
-    """The account of this run for a line that is to be run later: a pipe is gone by then."""
-    return ["-a", str(path)] if path.is_file() else []
+    account = ["-a", console.account] if console.account and console.account.is_file() else []  # a pipe is gone by then
+    return shlex.join(map(str, [*start, *account, *console.server, *words]))
 
 
 def server_url(text: str) -> str:
@@ -1008,32 +1004,32 @@ class Service:
             return PepsError(f"{host_of(response.url)} refused the order: {words}")
         return self.refusal(response, "order", code, words) if 400 <= code < 500 and code != 408 else None
 
-    def search(self, area: str, start: str, end: str, relative_orbit: int | None = None) -> dict[str, Any]:
-        """Every L1C product of the catalogue, of one relative orbit or of all, merged in one FeatureCollection.
+    def search(self, area: str, start: str, end: str, relative_orbit: int | None) -> tuple[dict[str, Any], list[L1C]]:
+        """The L1C products of the catalogue, of one relative orbit or of all, in one FeatureCollection and by name.
 
         `area` is its part of the query, such as `tileid=31TCJ`; `start` to before `end` are ISO 8601, UTC.
         """
         query = search_url(self.base, area, start, end)
         merged: dict[str, Any] = {}
-        found: dict[object, object] = {}
+        found: dict[object, tuple[object, L1C | None]] = {}
         heavy = 0
         for number in range(1, 101):
             document, (page, more) = self.read(f"{query}&page={number}" if number > 1 else query, "search", parse_page)
             before, heavy = len(found), heavy + weigh(document)
             for feature in page["features"]:
                 product = L1C.from_feature(feature)
-                found.setdefault(product.name if product else repr(feature), feature)
+                found.setdefault(product.name if product else repr(feature), (feature, product))
             merged = merged or page
             more = more and len(found) > before  # a server that does not know `page` sends the same one for ever
             if not more or heavy > CATALOGUE_MAX_BYTES:
                 break
         if more:
             raise PepsError(f"the catalogue's answer does not end after {plural(number, 'page')}; narrow the search")
-        kept = [
-            item for item in found.values() if relative_orbit in (None, getattr(L1C.from_feature(item), "orbit", 0))
-        ]
+        kept = [one for one in found.values() if relative_orbit in (None, one[1] and one[1].orbit)]
         numbers = {"totalResults": len(kept), "startIndex": 1, "itemsPerPage": len(kept), "links": []}
-        return {**merged, "properties": {**as_dict(merged.get("properties")), **numbers}, "features": kept}
+        merged["properties"] = {**as_dict(merged.get("properties")), **numbers}
+        merged["features"] = [feature for feature, _ in kept]
+        return merged, [product for _, product in kept if product]
 
 
 parsing = threading.Lock()  # one document at a time, so that sixteen hostile ones take the memory of one

@@ -172,10 +172,9 @@ def job_url(args: Any, product: L1C) -> str:
 
 def find(service: Service, args: Any, area: str) -> list[L1C]:
     """The products of the catalogue, shown; raises PepsError (status 1) if there are none."""
-    answer = service.search(area, args.start_date, args.end_date, args.orbit)
+    answer, named = service.search(area, args.start_date, args.end_date, args.orbit)
     if args.json:
         common.write_json(args.json, answer)
-    named = [product for product in map(L1C.from_feature, answer["features"]) if product]
     nameless = len(answer["features"]) - len(named)
     if nameless:
         entries = "1 entry" if nameless == 1 else f"{nameless} entries"
@@ -208,8 +207,8 @@ def run(args: Any) -> Status:
         order.place(todo)
     done = order.before + order.now
     if done and not args.dry_run:
-        words = (*common.account_words(args.auth), "-p", args.prod_list, "-w", args.write_dir, *console.server)
-        console.say(f"when they have run: {called('peps_maja_download', *words)}")
+        way = called("peps_maja_download", "-p", args.prod_list, "-w", args.write_dir)
+        console.say(f"when they have run: {way}")
     counts = ((order.before, "ordered before"), (order.now, "ordered now"), (len(found) - done, "not ordered"))
     console.say(f"{plural(len(found), 'product')} found: {', '.join(f'{n} {words}' for n, words in counts if n)}")
     return common.worst(order.statuses)

@@ -115,7 +115,7 @@ def test_an_installed_command_names_itself_and_its_siblings(account, folder, pep
         argv = [command, "--server", peps.url, *GOOD["full_maja_process"], "--force"]
         shown = shell(argv, env=environment)
         expected = name or str(command.with_name("full_maja_download"))
-        assert f": {expected} -a peps.txt -l Full_Maja.log --server {peps.url}\n" in shown.stdout, shown
+        assert f": {expected} -a peps.txt --server {peps.url} -l Full_Maja.log\n" in shown.stdout, shown
     assert shell([command, "--version"]).stdout == f"full_maja_process {peps_common.__version__}\n"
 
 
