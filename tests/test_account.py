@@ -1,6 +1,6 @@
-"""Who gets to see the account: seen from a proxy that stands for the whole internet, over real TLS.
+"""Who gets to see the account, and what a broken way does to an order: over real TLS, in an internet of one machine.
 
-Every host name leads to one local server, which keeps each request and the head that it came with.
+Every host name leads to one local server, by proxy or not, which keeps each request and the head that it came with.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import http.server
 import json
 import os
 import re
+import signal
+import socket
 import socketserver
 import ssl
 import threading
@@ -24,15 +26,16 @@ from urllib.parse import quote, quote_plus, urlsplit
 import pytest
 import requests
 import trustme
-from faulty_http import hold, status
+from faulty_http import LINGER_NOW, hold, status
 from local_peps import EMAIL, SECRET, make_product
-from stories import PERIOD, answer, only_line, report_of
+from stories import PERIOD, answer, closed_port, only_line, report_of, wait_until
 
 import peps_common
 
 OWN = "https://peps.example.test"
 HOSTS = (
     "example.test", "*.example.test", "*.b.example.test", "*.example.test.evil.test", "evil.test", "evilexample.test",
+    "127.0.0.1",
 )  # fmt: skip
 PRODUCT = "SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4.zip"
 BODY = make_product(PRODUCT, 1000)
@@ -55,33 +58,56 @@ class Call(NamedTuple):
     proxied: bool
 
 
+# What is said instead of a tunnel, or of a TLS handshake.
+NO_TUNNEL = {"tunnel refused": b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "tunnel closed": b""}
+NO_HANDSHAKE = {"no handshake": b"", "another protocol": b"220 smtp.example.org ESMTP\r\n"}
+
+
 class Connection(http.server.BaseHTTPRequestHandler):
-    """A connection to the proxy, which after a CONNECT is one to the host that was asked for."""
+    """A connection to a host, or to the proxy, which after a CONNECT is one to the host that was asked for."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    origin = None
+    origin, tunnelled = None, False
 
     def log_message(self, *args):
         """Be quiet; the calls are kept."""
 
+    def handle(self):
+        if self.connection.recv(1, socket.MSG_PEEK) == b"\x16":  # a handshake begins
+            self.begin_tls("https://{}:{}".format(*self.server.server_address))
+        super().handle()
+
     def do_CONNECT(self):
         host, _, port = self.path.lower().rpartition(":")
         self.server.internet.tunnels.append(host)
-        self.send_response(200)
-        self.end_headers()
+        self.wfile.write(NO_TUNNEL.get(self.server.internet.end, b"HTTP/1.1 200 Connection established\r\n\r\n"))
+        if self.server.internet.end not in NO_TUNNEL:
+            self.begin_tls(f"https://{host}" + (f":{port}" if port != "443" else ""))
+            self.tunnelled, self.close_connection = True, False
+
+    def begin_tls(self, origin: str):
+        """Go on as a connection over TLS to this origin."""
+        if self.server.internet.end in NO_HANDSHAKE:
+            self.wfile.write(NO_HANDSHAKE[self.server.internet.end])
+            self.connection.recv(1000)
+            raise ConnectionError("no TLS here")
         self.connection = self.server.internet.tls.wrap_socket(self.connection, server_side=True)
         self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
-        self.origin = f"https://{host}" + (f":{port}" if port != "443" else "")
-        self.close_connection = False
+        self.origin = origin
 
     def do_GET(self):
-        proxied = bool(self.origin) or not self.path.startswith("/")
+        proxied = self.tunnelled or not self.path.startswith("/")
         path = self.path.partition("?")[0]
         url = path if "://" in path else f"{self.origin or 'http://' + self.headers['Host']}{path}"
         head = f"{self.requestline}\n{self.headers}"
         self.server.internet.calls.append(Call(url, head, self.headers.get("Authorization"), proxied))
-        code, headers, body = self.server.internet.pages.get(url, (404, {}, b""))
+        page = self.server.internet.pages.get(url, (404, {}, b""))
+        if callable(page):
+            page(self.connection)
+            self.close_connection = True
+            return
+        code, headers, body = page
         self.send_response(code)
         for name, value in {"Content-Length": len(body), **headers}.items():
             self.send_header(name, value)
@@ -104,7 +130,11 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 
 class Internet:
-    """All hosts there are. `pages` are answers by URL; `calls` and `tunnels` are what was asked for."""
+    """All hosts there are; `calls` and `tunnels` are what was asked for.
+
+    `pages` are answers by URL: status, headers and body, or what is to be done with the connection. `end` is how a
+    connection ends that does not get as far.
+    """
 
     def __init__(self):
         self.authority = trustme.CA()
@@ -114,7 +144,7 @@ class Internet:
         self.reset()
 
     def reset(self):
-        self.pages: dict[str, tuple[int, dict, bytes]] = {}
+        self.end, self.pages = "", {}
         self.calls: list[Call] = []
         self.tunnels: list[str] = []
         self.certify(self.authority)
@@ -411,6 +441,64 @@ def test_a_product_on_a_host_with_a_wrong_certificate(distrust, run, internet):
     assert "vizo.example.test" in result.err
     assert not any(call.url.startswith("https:") and PRODUCT in call.url for call in internet.calls)
     assert not Path(PRODUCT).exists()
+
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOW)
+
+
+def send(body: bytes):
+    return lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+LOST = {
+    "closed": lambda connection: None, "reset": reset, "silent": lambda connection: connection.recv(1),
+    "certificate words": send(b"<html>certificate verify failed</html>"),
+}  # fmt: skip
+KINDS = ("plain", "TLS", "forward", "tunnel")
+TRANSPORTS = [
+    *((kind, "answered", 0) for kind in KINDS),
+    *((kind, end, "doubt") for kind in KINDS for end in ("closed", "reset", "certificate words")),
+    *((kind, "no server", 75) for kind in KINDS), *(("tunnel", end, 75) for end in NO_TUNNEL),
+    *((kind, end, 75) for kind in ("TLS", "tunnel") for end in NO_HANDSHAKE), ("TLS", "untrusted", 1),
+]  # fmt: skip
+
+
+def lead(internet: Internet, monkeypatch, kind: str, end: str) -> str:
+    """Make the way to a server, which ends like this; returns the server's URL."""
+    door = closed_port() if end == "no server" else f"http://127.0.0.1:{internet.port}"
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, door)
+    servers = {"plain": door, "TLS": door.replace("http", "https"), "forward": OWN.replace("https", "http")}
+    server, internet.end = servers.get(kind, OWN), end
+    internet.pages[f"{server}/resto/wps"] = LOST.get(end, (200, {}, answer(PLACES["status document"])))
+    if end == "untrusted":
+        internet.certify(trustme.CA())
+    return server
+
+
+@pytest.mark.parametrize(("kind", "end", "expected"), TRANSPORTS)
+def test_transports_of_an_order(kind, end, expected, run, internet, monkeypatch):
+    """An order is in doubt once its request was handed over, and only then."""
+    server, doubt = lead(internet, monkeypatch, kind, end), expected == "doubt"
+    result = run("full_maja_process", *ORDER, "--server", server, status=1 if doubt else expected)
+    assert len(internet.calls) == (expected in (0, "doubt"))
+    assert Path("job.log.part").exists() == doubt
+    assert Path("job.log").exists() == (expected == 0)
+    if expected:
+        line = only_line(result, *(["127.0.0.1", "tried 2 times"] if end == "no server" and kind == "plain" else []))
+        assert ("may have been accepted" in line) == doubt
+        assert ("prove" in line) == (end == "untrusted")
+
+
+@pytest.mark.parametrize("kind", ["TLS", "tunnel"])
+def test_stopped_while_the_answer_is_awaited_over_tls(kind, launch, internet, monkeypatch):
+    """TLS 1.3 sends its tickets before the answer; they are no answer that would have to be read to its end."""
+    process = launch("full_maja_process", *ORDER, "--server", lead(internet, monkeypatch, kind, "silent"))
+    wait_until(lambda: internet.calls)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, "may have been accepted" in err) == (130, True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost.", "LOCALHOST"])
