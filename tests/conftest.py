@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+# Some hundred processes would each compile the scripts anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import local_peps  # noqa: E402

@@ -32,6 +32,7 @@ from pathlib import Path
 from faulty_http import Handler, Request, Server, json_error
 from pywps import FORMATS, ComplexOutput, LiteralInput, LiteralOutput, Process, Service, configuration
 from pywps.exceptions import InvalidParameterValue
+from pywps.response import RelEnvironment, basic
 from pywps.response.status import WPS_STATUS
 from werkzeug.test import create_environ, run_wsgi_app
 
@@ -45,6 +46,9 @@ FIRST_DATE_S = 60 * 60
 FURTHER_DATE_S = 25 * 60
 SINGLE_PRODUCT_S = 90 * 60
 EMAIL, SECRET = "jean.dupont@example.org", "mot de passe: 100% sûr"
+# PyWPS would compile its templates for each answer anew, which takes longer than all the rest of it.
+TEMPLATES: dict[str, RelEnvironment] = {}
+basic.RelEnvironment = lambda **options: TEMPLATES.setdefault("", RelEnvironment(**options))
 
 
 def draw(text: str) -> int:
