@@ -227,11 +227,27 @@ def documents(places: dict[str, str]) -> dict[str, bytes]:
     return {"status document": succeeded, "report": report, "product": BODY}
 
 
-def follow_up(run, internet: Internet, places: dict[str, str], status: int | None = 0):
-    """Download a finished job whose documents name these places."""
+def make_jobs(count: int) -> list[dict[str, str]]:
+    """The places of so many jobs' documents, no two the same."""
+    return [{name: f"{OWN}/{n}/{n}{PRODUCT}.{name[0]}.zip" for name in PLACES} for n in range(count)]
+
+
+def follow_up(run, internet: Internet, *jobs: dict[str, str], status: int | None = 0):
+    """Download the finished jobs whose documents name these places."""
     internet.show(EXECUTE, answer())
-    Path("job.log").write_bytes(answer(places["status document"]))
-    return run("full_maja_download", "--server", OWN, "-l", "job.log", status=status)
+    for number, places in enumerate(jobs):
+        Path(f"job{number}.log").write_bytes(answer(places["status document"]))
+    logs = [f"job{number}.log" for number in range(len(jobs))]
+    return run("full_maja_download", "--server", OWN, "-l", *logs, status=status)
+
+
+def require_followed(run, internet: Internet, jobs: list[dict[str, str]], signed: dict[str, bool]):
+    """Every product comes, and exactly these URLs are asked for, with the account or without it."""
+    follow_up(run, internet, *jobs)
+    assert all(Path(places["product"].rpartition("/")[2]).read_bytes() == BODY for places in jobs)
+    assert internet.signed() == {EXECUTE: True, **signed}
+    internet.require_no_leak()
+    assert all(call.proxied for call in internet.calls)
 
 
 class Place(NamedTuple):
@@ -266,20 +282,15 @@ ORIGINS = [
 
 
 @pytest.mark.parametrize("what", PLACES)
-@pytest.mark.parametrize("origin", ORIGINS, ids=lambda place: place.named)
-def test_each_host_gets_what_it_may_see(what, origin, run, internet):
-    path = urlsplit(PLACES[what]).path
-    places = {**PLACES, what: origin.named + path}
-    fetched = {**PLACES, what: origin.fetched + path}
-    internet.show_all(fetched, places)
-    follow_up(run, internet, places)
-    assert Path(PRODUCT).read_bytes() == BODY
-    expected = {**dict.fromkeys([EXECUTE, *PLACES.values()], True), fetched[what]: origin.signed}
-    if origin.fetched != OWN:
-        del expected[PLACES[what]]
-    assert internet.signed() == expected
-    internet.require_no_leak()
-    assert all(call.proxied for call in internet.calls)
+def test_each_host_gets_what_it_may_see(what, run, internet):
+    jobs, signed = make_jobs(len(ORIGINS)), {}
+    for places, origin in zip(jobs, ORIGINS):
+        path = urlsplit(places[what]).path
+        fetched = {**places, what: origin.fetched + path}
+        places[what] = origin.named + path
+        internet.show_all(fetched, places)
+        signed.update({**dict.fromkeys(fetched.values(), True), fetched[what]: origin.signed})
+    require_followed(run, internet, jobs, signed)
 
 
 TRICKS = [
@@ -302,16 +313,12 @@ TRICKS = [
 @pytest.mark.parametrize("what", PLACES)
 def test_no_trick_gets_the_account(what, run, internet):
     """Whichever host such a URL leads to, or none: the account goes to the server's domain over https alone."""
-    jobs = [{name: f"{OWN}/{number}/{PRODUCT}.{name[0]}.zip" for name in PLACES} for number in range(len(TRICKS))]
+    jobs = make_jobs(len(TRICKS))
     for number, (places, trick) in enumerate(zip(jobs, TRICKS)):
         named = {**places, what: f"{trick}/{number}/{number}{PRODUCT}"}
         internet.show_all(places, named)
         places[what] = named[what]
-    internet.show(EXECUTE, answer())
-    logs = [f"job{number}.log" for number in range(len(jobs))]
-    for log, places in zip(logs, jobs):
-        Path(log).write_bytes(answer(places["status document"]))
-    result = run("full_maja_download", "--server", OWN, "-l", *logs, status=None)
+    result = follow_up(run, internet, *jobs, status=None)
     assert result.status in (1, 2)
     internet.require_no_leak()
     reached = {urlsplit(call.url).hostname for call in internet.calls}
@@ -332,39 +339,29 @@ CHAINS = {
 }  # fmt: skip
 
 
-def lay(internet: Internet, first: str, chain: list[Place], end: bytes) -> dict[str, bool]:
+def lay(internet: Internet, first: str, chain: list[Place], end: bytes, code: int = 302) -> dict[str, bool]:
     """Lead from `first`, which is of the chain's first host, along its hosts to `end`; returns who may be signed."""
     path = urlsplit(first).path
     fetched = [first, *(f"{place.fetched}/{number}{path}" for number, place in enumerate(chain[1:], 1))]
     named = [f"{place.named}/{number}{path}" for number, place in enumerate(chain)]
     for here, there in zip(fetched, named[1:]):
-        internet.move(here, there)
+        internet.move(here, there, code)
     internet.show(fetched[-1], end)
     return {url: place.signed for url, place in zip(fetched, chain)}
 
 
 @pytest.mark.parametrize("what", PLACES)
-@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
-def test_a_redirect_gets_what_it_may_see(what, chain, run, internet):
-    first = chain[0].fetched + urlsplit(PLACES[what]).path
-    places = {**PLACES, what: first}
-    expected = dict.fromkeys([EXECUTE, *places.values()], True)
-    internet.show_all(places)
-    expected.update(lay(internet, first, chain, documents(places)[what]))
-    follow_up(run, internet, places)
-    assert Path(PRODUCT).read_bytes() == BODY
-    assert internet.signed() == expected
-    internet.require_no_leak()
-
-
-@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_every_kind_of_redirect(code, run, internet):
-    internet.show_all(PLACES)
-    internet.move(PLACES["product"], "https://evil.test/product", code)
-    internet.show("https://evil.test/product", BODY)
-    follow_up(run, internet, PLACES)
-    assert not internet.signed()["https://evil.test/product"]
-    internet.require_no_leak()
+def test_a_redirect_gets_what_it_may_see(what, run, internet):
+    """Along each chain, and with every kind of redirect to another host."""
+    chains = [(302, chain) for chain in CHAINS.values()]
+    chains += [(code, CHAINS["to another host"]) for code in (301, 303, 307, 308)]
+    jobs, signed = make_jobs(len(chains)), {}
+    for places, (code, chain) in zip(jobs, chains):
+        places[what] = chain[0].fetched + urlsplit(places[what]).path
+        internet.show_all(places)
+        signed.update(dict.fromkeys(places.values(), True))
+        signed.update(lay(internet, places[what], chain, documents(places)[what], code))
+    require_followed(run, internet, jobs, signed)
 
 
 def test_no_trick_in_a_redirect_gets_the_account(run, internet):
@@ -559,14 +556,19 @@ def found_in(text: str) -> set[str]:
     return {form for form in FORMS if form in text}
 
 
-def require_silence(process, folder: Path, words: str = ""):
-    """The password stands in no stream of a finished run and in no file but the account file; `words` do."""
-    out, err = process.communicate(timeout=60)
-    assert not found_in(out + err), (out, err)
-    assert words in out + err
-    for path in folder.rglob("*"):
-        if path.is_file() and path.name != "peps.txt":
-            assert not found_in(path.read_bytes().decode("utf-8", "replace")), path
+@pytest.fixture
+def require_silence(run, folder):
+    """Run a script that says `words`: the password stands in no stream and in no file but the account file."""
+
+    def require_silence(words: str, script: str, *argv: object):
+        result = run(script, *argv, status=None)
+        assert not found_in(result.out + result.err), result
+        assert words in result.out + result.err
+        for path in folder.rglob("*"):
+            if path.is_file() and path.name != "peps.txt":
+                assert not found_in(path.read_bytes().decode("utf-8", "replace")), path
+
+    return require_silence
 
 
 def test_the_check_of_these_tests_finds_a_password():
@@ -578,17 +580,16 @@ ORDER = ("-t", "31TCJ", *PERIOD, "-l", "job.log")
 USERINFO = f"https://{quote(EMAIL)}:{quote(SECRET)}@peps.example.test"
 
 
-def test_runs_that_go_well_are_silent(launch, peps, folder):
+def test_runs_that_go_well_are_silent(require_silence, peps):
     peps.product_size = 1000
-    require_silence(launch("full_maja_process", *ORDER, "--json", "list.json"), folder, "ordered")
-    require_silence(launch("full_maja_process", *ORDER, "--force", "-n"), folder, "identifier=FULL_MAJA")
-    require_silence(launch("full_maja_download", "-l", "job.log"), folder, "waiting")
+    require_silence("ordered", "full_maja_process", *ORDER, "--json", "list.json")
+    require_silence("identifier=FULL_MAJA", "full_maja_process", *ORDER, "--force", "-n")
+    require_silence("waiting", "full_maja_download", "-l", "job.log")
     peps.advance(hours=100)
-    require_silence(launch("full_maja_download", "-l", "job.log", "--check"), folder, "finished")
+    require_silence("finished", "full_maja_download", "-l", "job.log", "--check")
     single = ("-t", "31TCJ", "-d", "2017-07-01", "-f", "2017-07-10", "-p", "list.txt")
-    require_silence(launch("peps_maja_process", *single, "--json", "found.json"), folder)
-    require_silence(launch("peps_maja_download", "-p", "list.txt"), folder, "waiting")
-    assert (folder / "list.txt").read_text("utf-8")
+    require_silence("ordered", "peps_maja_process", *single, "--json", "found.json")
+    require_silence("waiting", "peps_maja_download", "-p", "list.txt")
 
 
 @pytest.mark.parametrize(("fault", "words"), [
@@ -596,31 +597,30 @@ def test_runs_that_go_well_are_silent(launch, peps, folder):
     (status(302, {"Location": "/resto/wps"}), "redirect"), (status(302, {"Location": "http://[::1"}), "127.0.0.1"),
     (status(200, body=b"<html></html>"), "html"), (status(200, body=b"<!DOCTYPE x><x/>"), "DTD"),
 ], ids=["401", "403", "404", "503", "circle", "bad redirect", "page", "DTD"])  # fmt: skip
-def test_orders_that_fail_are_silent(fault, words, launch, peps, folder):
+def test_orders_that_fail_are_silent(fault, words, require_silence, peps):
     peps.always.append(("/resto/wps", fault))
-    require_silence(launch("full_maja_process", *ORDER), folder, words)
+    require_silence(words, "full_maja_process", *ORDER)
 
 
-def test_downloads_that_fail_are_silent(launch, run, peps, folder):
+def test_downloads_that_fail_are_silent(require_silence, run, peps):
     run("full_maja_process", *ORDER)
     peps.advance(hours=100)
-    peps.always.append(("/maja/", status(401)))
-    require_silence(launch("full_maja_download", "-l", "job.log"), folder, "401")
-    peps.always.append(("/wps/outputs/", status(403)))
-    require_silence(launch("full_maja_download", "-l", "job.log"), folder, "403")
+    for place, code in (("/maja/", 401), ("/wps/outputs/", 403)):
+        peps.always.append((place, status(code)))
+        require_silence(str(code), "full_maja_download", "-l", "job.log")
 
 
 @pytest.mark.parametrize("script", ["full_maja_process", "peps_maja_process"])
-def test_wrong_command_lines_are_silent(script, launch, folder, monkeypatch):
+def test_wrong_command_lines_are_silent(script, require_silence, monkeypatch):
     monkeypatch.delenv("PEPS_URL")
-    require_silence(launch(script, "--server", USERINFO, "-t", "31TCJ"), folder, "server")
-    require_silence(launch(script, "--server", USERINFO + ":x", *ORDER), folder, "server")
-    require_silence(launch(script, "-h"), folder, "exit status")
+    require_silence("server", script, "--server", USERINFO, "-t", "31TCJ")
+    require_silence("server", script, "--server", USERINFO + ":x", *ORDER)
+    require_silence("exit status", script, "-h")
     monkeypatch.setenv("PEPS_URL", USERINFO)
-    require_silence(launch(script, "-h"), folder, "exit status")
-    require_silence(launch(script, "--version"), folder)
-    require_silence(launch(script), folder, "exit status")
-    require_silence(launch(script, *ORDER), folder, "PEPS_URL")
+    require_silence("exit status", script, "-h")
+    require_silence(script, script, "--version")
+    require_silence("exit status", script)
+    require_silence("PEPS_URL", script, *ORDER)
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc")
@@ -668,17 +668,19 @@ def test_masking_comes_to_an_end(password, text):
     assert "***" not in peps_common.secret_forms(password, "token").sub("***", text)
 
 
-@pytest.mark.parametrize("form", QUOTED.values(), ids=QUOTED)
 @pytest.mark.parametrize("password", PASSWORDS, ids=ascii)
-def test_a_service_that_quotes_the_password_does_not_make_it_public(password, form, run, peps, account):
+def test_a_service_that_quotes_the_password_does_not_make_it_public(password, run, peps, account):
     """In whatever form, and also where the line is cut off in its middle."""
     account.write_bytes(f"{EMAIL} {password}\n".encode())
-    words = f"bad {basic(EMAIL, password)}, bad <{form(password)}> {'x' * 240} {form(password)}"
-    peps.always.append(("identifier=FULL_MAJA", status(400, body=json.dumps({"ErrorMessage": words}).encode())))
-    shown = only_line(run("full_maja_process", *ORDER, status=1), "bad")
-    for secret in (form(password), " ".join(form(password).split()), basic(EMAIL, password)[6:]):
-        assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", shown), shown
-    assert shown.count("***") >= 2
+    quoting = lambda text: f"bad {basic(EMAIL, password)}, bad <{text}> {'x' * 240} {text}"  # noqa: E731
+    error = json.dumps({"ErrorMessage": quoting(password)}).encode()
+    peps.always.append(("identifier=FULL_MAJA", status(400, body=error)))
+    shown = [(password, only_line(run("full_maja_process", *ORDER, status=1), "bad"))]
+    shown += [(form(password), peps_common.one_line(quoting(form(password)))) for form in QUOTED.values()]
+    for text, line in shown:
+        for secret in (text, " ".join(text.split()), basic(EMAIL, password)[6:]):
+            assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", line), line
+        assert line.count("***") >= 2
 
 
 @pytest.mark.parametrize(("content", "words"), [
