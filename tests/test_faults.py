@@ -119,7 +119,6 @@ PART = BODY[:HELD]
 OF_PART = {"before": PART}
 
 CONNECTIONS = {
-    "cut before the head, once": mended(cut(None), sent=ALL),
     "cut before the head, three times": mended(cut(None), cut(None), cut(None), sent=ALL),
     "cut before the head, for ever": later(cut(None)),
     "cut after the head": mended(cut(0), sent=ALL),
@@ -134,12 +133,10 @@ CONNECTIONS = {
     "cut in the middle, then after every head": later(cut(HELD), cut(0), left=PART, sent=HELD),
     "reset in the middle": mended(reset(HELD), reset(HELD)),
     "reset before the head": mended(reset(None), reset(None), sent=ALL),
-    "reset before the head, for ever": later(reset(None)),
     "stalled in the middle": mended(stall(HELD), read_timeout_s=0.3),
     "stalled before the head": mended(stall(None), read_timeout_s=0.3),
     "stalled in the middle, then for ever": later(stall(HELD), stall(0), left=PART, read_timeout_s=0.2),
     "stalled before the head, for ever": later(stall(None), read_timeout_s=0.2),
-    "no HTTP": mended(raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), sent=ALL),
     "no HTTP, for ever": later(raw(b"\0" * 500)),
     "a head without end": mended(raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000), sent=ALL),
     "a thousand header lines": mended(head_and(BODY, *["X: x"] * 1000), sent=ALL),
@@ -175,18 +172,14 @@ RANGES = {
     "range from another byte, for ever": never(rest(f"bytes 9-{ALL - 1}/{ALL}", 9), left=PART, **OF_PART),
     "part of a product without Content-Range": mended(rest(None), **OF_PART),
     "Content-Range of an unknown total": mended(rest(f"bytes {HELD}-{ALL - 1}/*"), **OF_PART),
-    "Content-Range in other units": mended(rest(f"items {HELD}-{ALL - 1}/{ALL}"), **OF_PART),
     "Content-Range that is garbage": mended(rest("bytes"), **OF_PART),
-    "Content-Range of five thousand digits": mended(rest(f"bytes {HELD}-{'9' * 5000}/{'9' * 5000}"), **OF_PART),
     "less than asked for": mended(rest(f"{FEW}/{ALL}", end=HELD + 1000), **OF_PART, sent=ALL - HELD),
     "less than asked for, of an unknown total": mended(rest(f"{FEW}/*", end=HELD + 1000), **OF_PART),
     "part not asked for": mended(rest(f"bytes 5-{ALL - 1}/{ALL}", 5)),
     "416, all is there": mended(before=BODY, sent=0),
     "416, all is there but damaged": mended(before=flipped(BODY, HELD // 2), sent=ALL),
     "416, more is there than the product has": mended(before=BODY + b"x" * 100, sent=ALL),
-    "416 without Content-Range": mended(status(416), **OF_PART, sent=ALL),
     "416 with another total": mended(status(416, {"Content-Range": f"bytes */{HELD // 2}"}), **OF_PART, sent=ALL),
-    "416 with garbage": mended(status(416, {"Content-Range": "bytes */many"}), **OF_PART, sent=ALL),
     "416, for ever": never(status(416), words=("416",)),
     "a part that an earlier run left": mended(**OF_PART, sent=ALL - HELD),
     "a damaged part that an earlier run left": mended(before=flipped(BODY, HELD // 2)[:HELD], sent=ALL - HELD + ALL),
@@ -196,10 +189,7 @@ RANGES = {
 
 STATUSES = {
     "403": never(status(403), words=("403", "peps.txt")),
-    "404": never(status(404), words=("404",)),
-    "410": never(status(410), words=("410",)),
     "404 after a part": never(status(404), words=("404",), left=PART, **OF_PART),
-    "418": never(status(418), words=("418",)),
     "429 once": mended(status(429), sent=ALL),
     "429 for ever": later(status(429), words=("429",)),
     **{f"{code} once": mended(status(code), sent=ALL) for code in (500, 502, 503, 504)},
@@ -237,7 +227,7 @@ CONTENTS = {
 }
 
 REDIRECTS = {
-    **{f"moved on the same host, {code}": mended(moved("{path}?again", code), sent=ALL) for code in (301, 302, 307)},
+    "moved on the same host": mended(moved("{path}?again", 301), sent=ALL),
     "moved on the same host, with its name": mended(moved("http://127.0.0.1:{port}{path}", 308), sent=ALL),
     "moved while it is continued": mended(moved("{path}", 303), **OF_PART, sent=ALL - HELD),
     "moved in a circle": never(moved("{path}"), words=("redirect",)),
@@ -328,13 +318,17 @@ def naps(monkeypatch) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("code", [429, 503])
-@pytest.mark.parametrize(("header", "expected"), [
-    ("0", []), ("7", [7]), ("119", [119]), ("121", None), ("3600", None), ("9" * 30, None), ("in an hour", None),
-    ("9" * 5000, []), ("Thu, 01 Jan 1970 00:00:00 GMT", []), ("soon", []), ("-5", []), ("1.5", []), ("", []),
-    ("Mon, 99 Foo 99999 99:99:99 GMT", []),
-])  # fmt: skip
-@pytest.mark.parametrize("text", [VICTIM, "/r.json"], ids=["product", "report"])
+RETRY_AFTER = {
+    "0": [], "7": [7], "119": [119], "121": None, "9" * 30: None, "in an hour": None, "9" * 5000: [],
+    "Thu, 01 Jan 1970 00:00:00 GMT": [], "soon": [], "-5": [], "1.5": [], "": [], "Mon, 99 Foo 99999 99:99:99 GMT": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "text", "header", "expected"), [
+    *((429, VICTIM, header, expected) for header, expected in RETRY_AFTER.items()),
+    *((code, text, header, RETRY_AFTER[header])
+      for code, text in ((503, VICTIM), (429, "/r.json"), (503, "/r.json")) for header in ("7", "121")),
+], ids=lambda value: str(value)[-30:])  # fmt: skip
 def test_retry_after_is_kept_as_long_as_patience_lasts(code, header, expected, text, run, make_job, naps):
     job = make_job()
     if header == "in an hour":

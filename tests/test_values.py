@@ -485,7 +485,7 @@ SPANS = {  # status, Content-Length or Content-Range, bytes that are held
     (200, LONG, 0): (0, None), (206, f"bytes 4-8/{LONG}", 4): (4, None), (206, f"bytes {LONG}-8/9", 4): None,
     (206, "bytes 4-8/9", 4): (4, 9), (206, "bytes 4-8/*", 4): (4, None), (206, "bytes 3-8/9", 4): None,
     (206, "items 4-8/9", 4): None, (206, None, 4): None, (416, "bytes */4", 4): (4, 4), (416, "bytes */9", 4): None,
-    (416, None, 4): None,
+    (416, None, 4): None, (416, "bytes */many", 4): None,
 }  # fmt: skip
 
 
