@@ -417,35 +417,21 @@ def test_a_server_without_head(name, run, make_job, monkeypatch):
     job.require_whole()
 
 
-DTD = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
 TOO_MUCH = b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)
-
-
 # Small on the wire and large in the end.
 PACKED = send(gzip.compress(TOO_MUCH), Content_Encoding="gzip")
-
-
 # By what a path ends with: a fault of a job's status document or report, how the job ends, and what is said of it.
+# Of the documents that cannot be read there are a few of a kind, as their table is that of the pure functions.
 FAILED, LATER = 1, 75
 DOCUMENTS: dict[str, dict[str, tuple]] = {
     ".xml": {
-        "with a DTD": (send(DTD), FAILED, "DTD"),
-        "with an empty DTD": (send("<!DOCTYPE x><x/>"), FAILED, "DTD"),
-        "with an outer DTD": (send('<!DOCTYPE x SYSTEM "file:///etc/hostname"><x/>'), FAILED, "DTD"),
-        "with a DTD in UTF-16": (send(DTD.encode("utf-16")), FAILED, "DTD"),
+        "with a DTD": (send("<!DOCTYPE x><x/>"), FAILED, "DTD"),
         "too large": (send(b"<x>" + TOO_MUCH), FAILED, "larger"),
         "without length, too large": (head_and(b"<x>" + TOO_MUCH), FAILED, "larger"),
         "too large when unpacked": (PACKED, LATER, "no "),
         "cut off": (send(answer("http://127.0.0.1/a.xml", "<ProcessSucceeded/>")[:-20]), LATER),
         "a page": (send("<html><body>Maintenance</body></html>"), LATER),
-        "empty": (send(""), LATER),
-        "JSON": (send('{"a": 1}'), LATER),
         "an error": (send('{"ErrorCode": 400, "ErrorMessage": "no such job"}'), FAILED, "no such job"),
-        "no text": (send(bytes(range(256))), LATER),
-        "in no known encoding": (send('<?xml version="1.0" encoding="klingon"?><x/>'), LATER),
-        "nested too deep": (send("<a>" * 20_000 + "</a>" * 20_000), LATER),
-        "of a million elements": (send("<a>" + "<a/>" * 10**6 + "</a>"), FAILED),
-        "of a million attributes": (send("<a " + " ".join(f'a{n}=""' for n in range(400_000)) + "/>"), FAILED),
         "a file as its report": (send(answer("x", "<ProcessSucceeded/>", "file:///etc/hostname")), FAILED, "refused"),
         "out of order": (status(503), LATER, "503"),
         "an error without a code": (status(500, body=b'{"ErrorMessage": "database away"}'), LATER, "500", "base away"),
@@ -455,21 +441,11 @@ DOCUMENTS: dict[str, dict[str, tuple]] = {
     "/r.json": {
         "too large": (send(b'{"a": 1}' + TOO_MUCH), FAILED, "larger"),
         "too large when unpacked": (PACKED, LATER, "no "),
-        "nested too deep": (send("[" * 200_000 + "]" * 200_000), LATER),
-        "nested deep": (send('{"a":' * 900 + "1" + "}" * 900), LATER),
-        "of a million lists": (send("[" + "[]," * 10**6 + "[]]"), FAILED),
-        "of five thousand digits": (send('{"USER_INFO": {"unprocessed": ' + "9" * 5000 + "}}"), LATER),
         "of endless results": (
             send(json.dumps(report_of([f"http://a.b/{n}.zip" for n in range(20_000)]))), FAILED, "refused",
         ),
         "cut off": (send('{"USER_INFO": {"job_status": "FIN'), LATER),
-        "a list": (send("[1, 2]"), LATER),
-        "a number": (send("1" * 5000), LATER),
-        "a page": (send(PAGE), LATER),
-        "empty": (send(""), LATER),
-        "no text": (send(b'{"a": "\xff\xfe\x80"}'), LATER),
         "a WPS answer": (send(answer("x", failed("no"))), LATER),
-        "a number as USER_INFO": (send('{"USER_INFO": 7}'), LATER),
         "a strange state": (send(r'{"USER_INFO": {"job_status": "\u001b[31mEATEN\n"}}'), LATER, "EATEN"),
         "packed wrongly": (send("{}", Content_Encoding="gzip"), LATER),
         "cut for ever": (cut(10), LATER, "127.0.0.1"),
