@@ -612,7 +612,7 @@ def test_downloads_that_fail_are_silent(require_silence, run, peps):
 
 
 @pytest.mark.parametrize("script", ["full_maja_process", "peps_maja_process"])
-def test_wrong_command_lines_are_silent(script, require_silence, monkeypatch):
+def test_wrong_command_lines_are_silent(script, require_silence, monkeypatch, peps):
     monkeypatch.delenv("PEPS_URL")
     require_silence("server", script, "--server", USERINFO, "-t", "31TCJ")
     require_silence("server", script, "--server", USERINFO + ":x", *ORDER)
@@ -622,6 +622,7 @@ def test_wrong_command_lines_are_silent(script, require_silence, monkeypatch):
     require_silence(script, script, "--version")
     require_silence("exit status", script)
     require_silence("PEPS_URL", script, *ORDER)
+    assert peps.journal == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc")

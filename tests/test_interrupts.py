@@ -192,6 +192,8 @@ def test_streams_without_a_reader(make_job, finish):
     """`| head -1` costs the lines and no product; an order without a reader is kept."""
     reader, nobody = os.pipe()
     os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    assert finish("full_maja_process", "-h", stdout=nobody, env=buffered).err == ""
     job = make_job()
     assert finish("full_maja_download", *job.argv, stdout=nobody).err == ""
     job.require_whole()

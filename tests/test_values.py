@@ -231,7 +231,7 @@ NO_PAGES = [b"{}", b'{"features": null}', b'{"features": {}}']
 @pytest.mark.parametrize(("parse", "document"), [
     *((parse_report, document) for document in [*NO_JSON, *NO_REPORTS]),
     *((common.parse_page, document) for document in [*NO_JSON, *NO_PAGES]),
-], ids=lambda value: repr(value)[:30])  # fmt: skip
+], ids=lambda value: repr(value)[:30] if isinstance(value, bytes) else None)  # fmt: skip
 def test_what_is_no_report_and_no_page(parse, document):
     with pytest.raises(Unreadable) as refused:
         parse(document)
