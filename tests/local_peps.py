@@ -248,7 +248,7 @@ class LocalPeps:
         self.faults, self.always = [], []
 
     def __enter__(self) -> LocalPeps:
-        self._server = Server(("127.0.0.1", 0), self)
+        self._server = Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._folder = tempfile.TemporaryDirectory(prefix="local_peps_")
         self._outputs = Path(self._folder.name, "outputs")

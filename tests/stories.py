@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from faulty_http import status
-from local_peps import make_product
+from local_peps import RESULTS, make_product
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PERIOD = ("-d", "2017-07-01", "-e", "2018-01-01")
@@ -112,13 +112,18 @@ class FinishedJob:
     def __init__(self, peps, identity: str = "31TCJ", count: int = 3, size: int = 100_000):
         self.peps, self.identity, self.base = peps, identity, f"{peps.url}/wps/outputs/{identity}"
         names = [f"SENTINEL2A_201707{day + 1:02}-105605-456_L2A_T31TCJ_D_V1-4.zip" for day in range(count)]
-        self.bodies = {name: make_product(name, size) for name in names}
-        peps.products.update(self.bodies)
-        self.results: object = [f"{peps.url}/cgi-bin/mapcache_results/maja/{identity}/{name}" for name in names]
+        self.bodies, self.results = {name: make_product(name, size) for name in names}, []
+        for name, body in self.bodies.items():
+            self.add(name, body)
         self.log, self.products = Path(f"{identity}.log"), Path("products")
         self.log.write_bytes(answer(f"{self.base}.xml"))
         self.products.mkdir(exist_ok=True)
         self.serve()
+
+    def add(self, name: str, body: bytes):
+        """Another result."""
+        self.peps.products[name] = body
+        self.results.append(f"{self.peps.url}{RESULTS}maja/{self.identity}/{name}")
 
     @property
     def argv(self) -> list[object]:

@@ -9,13 +9,11 @@ import base64
 import contextlib
 import datetime
 import html
-import http.server
 import json
 import os
 import re
 import signal
 import socket
-import socketserver
 import ssl
 import threading
 from collections.abc import Iterator
@@ -26,9 +24,9 @@ from urllib.parse import quote, quote_plus, urlsplit
 import pytest
 import requests
 import trustme
-from faulty_http import LINGER_NOW, hold, status
+from faulty_http import Handler, Server, cut, hold, reset, stall, status
 from local_peps import EMAIL, SECRET, make_product
-from stories import PERIOD, answer, closed_port, only_line, report_of, wait_until
+from stories import PERIOD, answer, closed_port, only_line, report_of, wait_until, xml
 
 import peps_common
 
@@ -63,15 +61,10 @@ NO_TUNNEL = {"tunnel refused": b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "tunnel clos
 NO_HANDSHAKE = {"no handshake": b"", "another protocol": b"220 smtp.example.org ESMTP\r\n"}
 
 
-class Connection(http.server.BaseHTTPRequestHandler):
+class Connection(Handler):
     """A connection to a host, or to the proxy, which after a CONNECT is one to the host that was asked for."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     origin, tunnelled = None, False
-
-    def log_message(self, *args):
-        """Be quiet; the calls are kept."""
 
     def handle(self):
         if self.connection.recv(1, socket.MSG_PEEK) == b"\x16":  # a handshake begins
@@ -102,18 +95,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
         url = path if "://" in path else f"{self.origin or 'http://' + self.headers['Host']}{path}"
         head = f"{self.requestline}\n{self.headers}"
         self.server.internet.calls.append(Call(url, head, self.headers.get("Authorization"), proxied))
-        page = self.server.internet.pages.get(url, (404, {}, b""))
-        if callable(page):
-            page(self.connection)
-            self.close_connection = True
-            return
-        code, headers, body = page
-        self.send_response(code)
-        for name, value in {"Content-Length": len(body), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        self.server.internet.pages.get(url, status(404))(self)
 
     do_HEAD = do_GET
 
@@ -122,23 +104,15 @@ class Connection(http.server.BaseHTTPRequestHandler):
         self.connection.close()
 
 
-class Proxy(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        """Clients that refuse the certificate are part of the tests."""
-
-
 class Internet:
-    """All hosts there are; `calls` and `tunnels` are what was asked for.
+    """All hosts there are; `pages` are faults by URL, `calls` and `tunnels` are what was asked for.
 
-    `pages` are answers by URL: status, headers and body, or what is to be done with the connection. `end` is how a
-    connection ends that does not get as far.
+    `end` is how a connection ends that does not get as far.
     """
 
-    def __init__(self):
+    def __init__(self, peps):
         self.authority = trustme.CA()
-        self.server = Proxy(("127.0.0.1", 0), Connection)
+        self.server = Server(peps, Connection)
         self.server.internet = self
         self.port = self.server.server_address[1]
         self.reset()
@@ -154,7 +128,7 @@ class Internet:
         authority.issue_cert(*(names or HOSTS), **options).configure_cert(self.tls)
 
     def show(self, url: str, body: bytes | str):
-        self.pages[url.partition("?")[0]] = (200, {}, body.encode() if isinstance(body, str) else body)
+        self.pages[url.partition("?")[0]] = status(200, body=body.encode() if isinstance(body, str) else body)
 
     def show_all(self, places: dict[str, str], named: dict[str, str] | None = None):
         """Show a finished job's documents at these places; they name each other as `named` says."""
@@ -162,7 +136,7 @@ class Internet:
             self.show(places[name], document)
 
     def move(self, url: str, location: str, code: int = 302):
-        self.pages[url.partition("?")[0]] = (code, {"Location": location}, b"")
+        self.pages[url.partition("?")[0]] = status(code, {"Location": location})
 
     def signed(self) -> dict[str, bool]:
         """For each URL that was asked for, in order, whether the requests for it carried the account."""
@@ -183,8 +157,8 @@ class Internet:
 
 
 @pytest.fixture(scope="module")
-def one_internet() -> Iterator[Internet]:
-    internet = Internet()
+def one_internet(one_peps) -> Iterator[Internet]:
+    internet = Internet(one_peps)
     thread = threading.Thread(target=internet.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield internet
@@ -441,17 +415,9 @@ def test_a_product_on_a_host_with_a_wrong_certificate(distrust, run, internet):
     assert not Path(PRODUCT).exists()
 
 
-def reset(connection):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOW)
-
-
-def send(body: bytes):
-    return lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-
-
 LOST = {
-    "closed": lambda connection: None, "reset": reset, "silent": lambda connection: connection.recv(1),
-    "certificate words": send(b"<html>certificate verify failed</html>"),
+    "closed": cut(None), "reset": reset(None), "silent": stall(None),
+    "certificate words": status(200, body=b"<html>certificate verify failed</html>"),
 }  # fmt: skip
 KINDS = ("plain", "TLS", "forward", "tunnel")
 TRANSPORTS = [
@@ -469,7 +435,7 @@ def lead(internet: Internet, monkeypatch, kind: str, end: str) -> str:
         monkeypatch.setenv(name, door)
     servers = {"plain": door, "TLS": door.replace("http", "https"), "forward": OWN.replace("https", "http")}
     server, internet.end = servers.get(kind, OWN), end
-    internet.pages[f"{server}/resto/wps"] = LOST.get(end, (200, {}, answer(PLACES["status document"])))
+    internet.pages[f"{server}/resto/wps"] = LOST.get(end, xml(answer(PLACES["status document"])))
     if end == "untrusted":
         internet.certify(trustme.CA())
     return server
@@ -533,8 +499,8 @@ def test_an_https_server_does_not_share_its_account_with_loopback(run, internet)
 
 
 @pytest.mark.parametrize(("password", "ending"), [
-    ("x y", "\n"), ("blanks  within\tit", "  \n"), ("trailing", " \t\r\n"), ("tab\tin it", "\n"), (":a:b:", "\n"),
-    ("päß€😀", "\r\n"), ("\"'\\`$(id)", "\nnot this\n"), ("%41+&=#", ""), ("\u00a0\u2028x", "\n"),
+    ("blanks  within\tit", "  \n"), (":a:b:", "\n"), ("päß€😀", "\r\n"), ("\"'\\`$(id)", "\nnot this\n"),
+    ("%41+&=#", ""),
 ], ids=ascii)  # fmt: skip
 def test_any_password_arrives(password, ending, run, internet, account):
     account.write_bytes(f"{EMAIL} {password}{ending}".encode())
@@ -691,12 +657,9 @@ def test_a_service_that_quotes_the_password_does_not_make_it_public(password, ru
     (b"me@example.org\nvery-secret\n", "must hold"), (b"me@example.org very-secr\xe9t\n", "UTF-8"),
     ("me@example.org very-secret\n".encode("utf-16"), "UTF-8"),
 ], ids=["empty", "blank lines", "one word", "no password", "no e-mail", "two lines", "Latin-1", "UTF-16"])  # fmt: skip
-@pytest.mark.parametrize("script", ["full_maja_process", "peps_maja_download"])
-def test_an_account_file_that_is_none_is_not_quoted(content, words, script, run, peps, account, folder):
-    (folder / "list.txt").write_text("product\n")
+def test_an_account_file_that_is_none_is_not_quoted(content, words, run, peps, account):
     account.write_bytes(content)
-    line = only_line(run(script, *(ORDER if "process" in script else ("-p", "list.txt")), status=2), "peps.txt", words)
-    assert not re.search("very|secr", line)
+    assert not re.search("very|secr", only_line(run("full_maja_process", *ORDER, status=2), "peps.txt", words))
     assert peps.journal == []
 
 

@@ -345,8 +345,8 @@ def test_mixed_list_from_trouble_to_rest(run, peps, form):
     Path(f"{canceled.l1c}.log").unlink()
     order_singles(run, peps, finished, canceled, running, lost)
     assert len(peps.jobs) == 5
-    peps.advance(hours=3)
-    follow_singles(run)
+    peps.always.append((".xml", lambda handler: handler.peps.advance(minutes=20) and False))
+    assert "next look at" in follow_singles(run, "--wait", "--interval", "0.001").out
     assert zips() == {seen.l2a for seen in (finished, canceled, running, lost)}
     peps.journal.clear()
     follow_singles(run)
@@ -387,26 +387,19 @@ def named_in(text: str, seen) -> bool:
 
 
 def test_missing_acquisitions_are_exactly_the_lost_ones(run, peps):
-    lost = [seen for seen in EXPECTED if not seen.cloudy][::4]
-    peps.lost = {seen.l1c for seen in lost}
+    """The list is that of one job; what another one lost is counted beside."""
+    lost, others = [seen for seen in EXPECTED if not seen.cloudy][::4], acquisitions("32TLP", SHORT[1], SHORT[3])[:2]
+    peps.lost = {seen.l1c for seen in [*lost, *others]}
     shown = order(run, "31TCJ.log", "31TCJ", "--json", "list.json").out
     assert f"{len({seen.day for seen in EXPECTED})} dates" in shown
-    waiting = follow(run, status=75, more=("--json", "list.json"))
-    assert not any(named_in(waiting.err, seen) for seen in EXPECTED)
-    peps.advance(hours=100)
-    result = follow(run, more=("--json", "list.json"))
-    assert [seen.l1c for seen in EXPECTED if named_in(result.err, seen)] == [seen.l1c for seen in lost]
-    assert counts(last(result))["dates lost"] == len(lost)
-    assert follow(run, more=("-q", "--json", "list.json")) == (0, "", "")
-
-
-def test_a_list_for_one_job_leaves_the_count_of_another(run, peps):
-    other = acquisitions("32TLP", "2017-07-01", "2017-09-01")
-    peps.lost = {EXPECTED[0].l1c, other[0].l1c, other[1].l1c}
-    order(run, "a.log", "31TCJ", "--json", "list.json")
     order(run, "b.log", "32TLP")
+    compare = ("31TCJ.log", "b.log", "--json", "list.json")
+    assert not any(named_in(follow(run, *compare, status=75).err, seen) for seen in EXPECTED)
     peps.advance(hours=100)
-    assert counts(last(follow(run, "a.log", "b.log", more=("--json", "list.json"))))["dates lost"] == 3
+    result = follow(run, *compare)
+    assert [seen.l1c for seen in EXPECTED if named_in(result.err, seen)] == [seen.l1c for seen in lost]
+    assert counts(last(result))["dates lost"] == len(lost) + len(others)
+    assert follow(run, *compare, "-q") == (0, "", "")
 
 
 def test_list_that_cannot_be_compared_is_counted(run, peps):
@@ -511,15 +504,6 @@ def test_an_odd_log_does_not_stop_the_others(run, make_job):
     result = run("full_maja_download", *job.argv, "-l", f"{'a' * 300}/x.log", status=2)
     only_line(result, "x.log: File name too long")
     job.require_whole()
-
-
-def test_wait_of_a_list(run, peps):
-    steps = itertools.chain([0, 0, 40, 0], itertools.repeat(180))
-    order_singles(run, peps, SINGLES[0])
-    peps.always.append((".xml", lambda handler: handler.peps.advance(minutes=next(steps)) and False))
-    result = follow_singles(run, "--wait", "--interval", "0.001")
-    assert re.findall(r": (waiting|running|finished)", result.out) == ["waiting", "running", "finished"]
-    assert zips() == {SINGLES[0].l2a}
 
 
 def test_wait_downloads_what_finishes_meanwhile(launch, peps, run):
