@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from faulty_http import status
 from local_peps import RESULTS, make_product
 
+NOBODY = "http://127.0.0.1:9"
 CHECKOUT = Path(__file__).resolve().parent.parent
 PERIOD = ("-d", "2017-07-01", "-e", "2018-01-01")
 SHORT = ("-d", "2017-07-01", "-e", "2017-09-01")
@@ -88,13 +88,6 @@ def wait_until(predicate: Callable[[], object]):
     while not predicate():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.003)
-
-
-def closed_port() -> str:
-    """The URL of a server that is not there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def names_in(folder: Path | str = ".") -> set[str]:

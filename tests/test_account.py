@@ -26,7 +26,7 @@ import requests
 import trustme
 from faulty_http import Handler, Server, cut, hold, reset, stall, status
 from local_peps import EMAIL, SECRET, make_product
-from stories import PERIOD, answer, closed_port, only_line, report_of, wait_until, xml
+from stories import NOBODY, PERIOD, answer, only_line, report_of, wait_until, xml
 
 import peps_common
 
@@ -430,7 +430,7 @@ TRANSPORTS = [
 
 def lead(internet: Internet, monkeypatch, kind: str, end: str) -> str:
     """Make the way to a server, which ends like this; returns the server's URL."""
-    door = closed_port() if end == "no server" else f"http://127.0.0.1:{internet.port}"
+    door = NOBODY if end == "no server" else f"http://127.0.0.1:{internet.port}"
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, door)
     servers = {"plain": door, "TLS": door.replace("http", "https"), "forward": OWN.replace("https", "http")}

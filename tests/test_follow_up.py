@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import threading
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from faulty_http import cut, hold, reset, status
 from local_peps import OUTPUTS, WPS, acquisitions, feature, make_product
-from stories import NOVEMBER, SHORT, answer, closed_port, json_document, lines_of, names_in, only_line, xml
+from stories import NOBODY, NOVEMBER, SHORT, answer, json_document, lines_of, names_in, only_line, xml
 
 import peps_common
 
@@ -608,22 +607,8 @@ def test_the_bar_tells_the_truth_when_the_server_dies(terminal, make_job):
     assert "1/1 product" in shown
 
 
-def test_last_line_after_an_interrupt(launch, make_job):
-    job = make_job()
-    job.hit(hold(threading.Event(), 1000))
-    process = launch("full_maja_download", *job.argv)
-    for _ in range(3):  # how the job stands, and the two other products
-        process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
-    assert process.returncode == 130
-    only_line(err)
-    found = counts(out.splitlines()[-1])
-    assert (found["downloaded"], found["left for the next run"]) == (2, 1)
-
-
 def test_the_default_servers_end_is_said_with_its_outage(run, make_job, monkeypatch):
-    monkeypatch.setattr(peps_common, "DEFAULT_SERVER", closed_port())
+    monkeypatch.setattr(peps_common, "DEFAULT_SERVER", NOBODY)
     job = make_job()
     job.log.write_bytes(answer(f"{peps_common.DEFAULT_SERVER}/a.xml"))
     result = run("full_maja_download", *job.argv, "--server", peps_common.DEFAULT_SERVER, status=75)

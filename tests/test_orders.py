@@ -231,7 +231,6 @@ TOO_LONG = b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)
 # How an order ends whose request arrived: a job, a refusal, not now, or a doubt; and in what words.
 ENDINGS: dict[str, tuple] = {
     "ExceptionReport": (REFUSE, "refused", LOCKED),
-    "ExceptionReport, 500": (status(500, body=refusal(LOCKED)), "refused", LOCKED),
     "ExceptionReport, 504": (status(504, body=refusal(LOCKED)), "refused", LOCKED),
     "ProcessFailed": (xml(answer(PLACE.format(1), failed(LOCKED))), "refused", LOCKED),
     "JSON, 200": (error(400), "refused", LOCKED),
@@ -259,7 +258,6 @@ ENDINGS: dict[str, tuple] = {
     "JSON without a code, 500": (status(500, body=b'{"ErrorMessage": "database away"}'), "doubt", "500"),
     "empty": (status(200), "doubt", "empty"),
     "page": (status(200, body=b"<html>Maintenance</html>"), "doubt", "html", "J.log.part"),
-    "text": (status(200, body=b"PEPS is resting"), "doubt", "J.log.part"),
     "no statusLocation": (xml(answer()), "doubt", "statusLocation", "J.log.part"),
     "WPS 2.0": (xml(WPS2), "doubt", "StatusInfo", "J.log.part"),
     "DTD": (xml(b"<!DOCTYPE x>" + JOB), "doubt", "DTD"),
@@ -271,7 +269,6 @@ ENDINGS: dict[str, tuple] = {
     "closed after the head": (cut(0), "doubt"),
     "reset in the start tag": (reset(60), "doubt"),
     "a job with 500": (status(500, body=JOB), "job"),
-    "a job with 202": (status(202, body=JOB), "job"),
     "a length one too long": (status(200, {"Content-Length": len(JOB) + 1}, JOB), "job"),
     "a length that is short": (status(200, {"Content-Length": len(JOB) - 20}, JOB), "job"),
     "a length that is none": (status(200, {"Content-Length": "many"}, JOB), "job"),
