@@ -93,6 +93,11 @@ class Process(subprocess.Popen):
         if status.exists():
             wait_until(still)
 
+    def stop(self, number: int) -> str:
+        """Send a signal, which ends it at once; returns its stderr."""
+        self.send_signal(number)
+        return self.communicate(timeout=10)[1]
+
 
 @pytest.fixture
 def launch(account):

@@ -460,8 +460,7 @@ def test_stopped_while_the_answer_is_awaited_over_tls(kind, launch, internet, mo
     """TLS 1.3 sends its tickets before the answer; they are no answer that would have to be read to its end."""
     process = launch("full_maja_process", *ORDER, "--server", lead(internet, monkeypatch, kind, "silent"))
     wait_until(lambda: internet.calls)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    err = process.stop(signal.SIGINT)
     assert (process.returncode, "may have been accepted" in err) == (130, True)
 
 
@@ -476,26 +475,22 @@ def test_loopback_is_reached_without_the_proxy(host, run, internet, make_job):
     assert internet.calls == []
 
 
-def test_plain_http_on_loopback_is_for_the_servers_own_host(run, internet):
-    """`localhost` is another host than 127.0.0.1, whatever the two have in common."""
+def test_loopback_is_another_host(run, internet):
+    """`localhost` is not 127.0.0.1, whatever the two have in common; and an https server has nothing to do with it."""
     base = f"http://127.0.0.1:{internet.port}"
     places = {name: base + urlsplit(place).path for name, place in PLACES.items()}
+    foreign = {**PLACES, "product": places["product"]}
     places["product"] = f"http://localhost:{internet.port}/{PRODUCT}"
-    internet.show_all(places)
-    internet.show(f"{base}/resto/wps", answer())
-    Path("job.log").write_bytes(answer(places["status document"]))
-    run("full_maja_download", "--server", base, "-l", "job.log")
-    signed = dict.fromkeys([f"{base}/resto/wps", *places.values()], True)
-    assert internet.signed() == {**signed, places["product"]: False}
-    assert not any(call.proxied for call in internet.calls)
-
-
-def test_an_https_server_does_not_share_its_account_with_loopback(run, internet):
-    places = {**PLACES, "product": f"http://127.0.0.1:{internet.port}/{PRODUCT}"}
-    internet.show_all(places)
-    follow_up(run, internet, places)
-    assert internet.signed() == {**dict.fromkeys([EXECUTE, *places.values()], True), places["product"]: False}
-    internet.require_no_leak()
+    for server, named in ((base, places), (OWN, foreign)):
+        internet.calls.clear()
+        internet.show_all(named)
+        internet.show(f"{server}/resto/wps", answer())
+        Path("job.log").write_bytes(answer(named["status document"]))
+        run("full_maja_download", "--server", server, "-l", "job.log")
+        signed = dict.fromkeys([f"{server}/resto/wps", *named.values()], True)
+        assert internet.signed() == {**signed, named["product"]: False}
+        assert any(call.proxied for call in internet.calls) == (server == OWN)
+        Path(PRODUCT).unlink()
 
 
 @pytest.mark.parametrize(("password", "ending"), [

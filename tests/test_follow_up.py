@@ -169,20 +169,14 @@ def test_refresh_is_a_wish_and_tried_once(run, peps, make_job, fault, monkeypatc
 
 @pytest.mark.parametrize("code", [404, 410])
 def test_job_that_is_gone_is_seen_twice(run, peps, make_job, code):
-    """One 404 is no reason to order again, two are; the words say how, and --wait goes on meanwhile."""
+    """Neither a report's 404 is a reason to order again nor a single one; two are, and the words say how."""
     job = make_job()
     peps.faults.append((f"/{job.identity}.xml", status(code)))
-    run("full_maja_download", *job.argv, "--wait")
-    Path("31TCJ.json").unlink()
-    job.hit(status(code), f"/{job.identity}.xml")
-    only_line(run("full_maja_download", *job.argv, status=1), "31TCJ.log", str(code), "order it again", "--force")
-
-
-def test_report_that_is_not_there_is_no_reason_to_order_again(run, make_job):
-    job = make_job()
-    job.hit(status(404), "/r.json")
+    job.hit(status(code), "/r.json")
     assert "order" not in only_line(run("full_maja_download", *job.argv, status=75), "later")
     assert Path("31TCJ.stat").exists()
+    job.hit(status(code), f"/{job.identity}.xml")
+    only_line(run("full_maja_download", *job.argv, "--wait", status=1), str(code), "order it again", "--force")
 
 
 @pytest.mark.parametrize("fault", [cut(None), cut(20), reset(10), status(503), status(429, {"Retry-After": "0"})])

@@ -227,8 +227,7 @@ class Story:
         process = self.launch("full_maja_download", *self.job.argv)
         seen = len(self.job.peps.journal)
         wait_until(lambda: process.poll() is not None or len(self.job.peps.journal) > seen + self.chance.randrange(8))
-        process.send_signal(self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
-        process.communicate(timeout=20)
+        process.stop(self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
         self.repeated += 8 * 20_000  # what is on its way, too
 
     def second_run(self):

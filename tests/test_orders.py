@@ -347,8 +347,7 @@ def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
     process = launch(*ORDER)
     peps.wait_for(lambda: peps.requests(EXECUTE))
     process.wait_asleep()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=10)
+    err = process.stop(number)
     if number in (signal.SIGINT, signal.SIGTERM):
         assert process.returncode == (130 if number == signal.SIGINT else 143)
         only_line(err, "may have been accepted")
@@ -366,8 +365,7 @@ def test_an_error_that_was_not_awaited_to_its_end_refuses_nothing(launch, run, p
     )
     process = launch(*ORDER)
     wait_until(lambda: Path("J.log.part").exists() and text in Path("J.log.part").read_bytes())
-    process.send_signal(number)
-    process.communicate(timeout=10)
+    process.stop(number)
     require_doubt(run, peps)
 
 
@@ -423,8 +421,7 @@ def test_stopped_while_no_connection_is_made(launch, run, peps):
         process = launch(*ORDER, "--server", server)
         wait_until(lambda: NOTE.exists() and NOTE.stat().st_size > 1000)
         process.wait_asleep()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        err = process.stop(signal.SIGINT)
         for one in filler:
             one.close()
     assert (process.returncode, "may have been" in err) == (130, False)
@@ -577,8 +574,7 @@ def test_stopped_order_of_a_list_goes_on_with_the_rest(run, launch, peps, number
     process = launch("peps_maja_process", "-t", "31TCJ", *NOVEMBER, "-o", "51")
     peps.wait_for(lambda: len(peps.requests(SINGLE)) == 4)
     process.wait_asleep()
-    process.send_signal(number)
-    process.communicate(timeout=30)
+    process.stop(number)
     doubtful = peps.requests(SINGLE)[3].query.partition("product=")[2].partition("&")[0]
     assert sorted(listed()) == ordered(peps)
     only_line(order_each(run, "-o", "51", status=1), doubtful, f"remove {doubtful}.log.part", "in doubt")
