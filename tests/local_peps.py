@@ -178,11 +178,6 @@ class PepsProcess(Process):
         self.peps.deferred.append(lambda: self._run_process(wps_request, wps_response))
 
 
-def hand_over(request, response):
-    """Do the asynchronous part of an order, which is to hand it to the computing centre."""
-    PepsProcess.peps.hand_over(response)
-
-
 def refresh(request, response):
     """Do what PROCESSING_STATUS is for."""
     response.outputs["state"].data = PepsProcess.peps.refresh(request.inputs["wps_id"][0].data)
@@ -191,6 +186,7 @@ def refresh(request, response):
 def make_service() -> Service:
     report = ComplexOutput("report", "report", supported_formats=[FORMATS.JSON], as_reference=True)
     state = LiteralOutput("state", "state", data_type="string")
+    hand_over = lambda request, response: PepsProcess.peps.hand_over(response)  # noqa: E731
     period = ("startDate", "completionDate", "tileid", "relativeOrbitNumber")
     return Service([
         PepsProcess("FULL_MAJA", hand_over, report, *period), PepsProcess("MAJA", hand_over, report, "product"),

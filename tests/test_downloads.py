@@ -150,11 +150,9 @@ def test_results_that_are_no_zip_are_fetched_too(run, job):
     assert job.sent("quality.json") == len(extra["quality.json"])
 
 
-@pytest.mark.parametrize(
-    ("fault", "ends"),
-    [(cut(5), 0), *((status(200, body=body), 1) for body in (b"<!DOCTYPE html>", b"", b'{"ErrorCode": 400}'))],
-    ids=["cut", "page", "empty", "error"],
-)
+@pytest.mark.parametrize(("fault", "ends"), [
+    (cut(5), 0), *((status(200, body=body), 1) for body in (b"<!DOCTYPE html>", b"", b'{"ErrorCode": 400}'))
+], ids=["cut", "page", "empty", "error"])  # fmt: skip
 def test_results_that_are_no_zip_and_do_not_come(fault, ends, run, job):
     job.add("quality.tgz", bytes(1000))
     job.hit(for_gets(fault, for_ever=bool(ends)), "quality.tgz")

@@ -514,13 +514,10 @@ def listed() -> list[str]:
     return Path("list.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [(b"perhaps\nno\n", 1), (b"\x04", 1), (b"", 130)],
-    ids=["neither, then no", "end of input", "Ctrl-C twice"],
-)
+@pytest.mark.parametrize(("typed", "expected"), [
+    (b"perhaps\nno\n", 1), (b"\x04", 1), (b"", 130),
+], ids=["neither, then no", "end of input", "Ctrl-C twice"])  # fmt: skip
 def test_large_order_asks(terminal, peps, typed, expected):
-
     def see(text: bytes, process):
         if not typed and b"yes/no" in text:
             process.wait_asleep()

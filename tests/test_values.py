@@ -174,10 +174,9 @@ def test_state_of_a_report(word, state):
     assert (found.state, found.words) == (state, word if state == State.UNKNOWN else "")
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("37%", "37%"), ("37", "37%"), (37, "37%"), (37.5, "37.5%"), ("37 %", "37%"), ("0%", "0%"), (0, "0%")],
-)
+@pytest.mark.parametrize(("value", "expected"), [
+    ("37%", "37%"), ("37", "37%"), (37, "37%"), (37.5, "37.5%"), ("37 %", "37%"), ("0%", "0%"), (0, "0%"),
+])  # fmt: skip
 def test_progress(value, expected):
     assert parse_report(report(job_status="STALLED", process=value)).words == expected
 
@@ -490,10 +489,9 @@ def test_inputs_arrive_as_they_were(inputs):
     assert {key: parse_qsl(f"v={value}", keep_blank_values=True)[0][1] for key, value in pairs} == inputs
 
 
-@pytest.mark.parametrize(
-    ("statuses", "expected"),
-    [((), 0), ((0, 0), 0), ((0, 75), 75), ((75, 1, 0), 1), ((0, 2), 2), ((75, 2), 2), ((2, 1), 1)],
-)
+@pytest.mark.parametrize(("statuses", "expected"), [
+    ((), 0), ((0, 0), 0), ((0, 75), 75), ((75, 1, 0), 1), ((0, 2), 2), ((75, 2), 2), ((2, 1), 1),
+])  # fmt: skip
 def test_worst_status(statuses, expected):
     assert common.worst(map(Status, statuses)) == expected
 
