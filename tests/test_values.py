@@ -89,14 +89,6 @@ def test_wps_answer_of_any_server(location, prefix, references):
     assert found.report_url == (REPORT_URL if references else "")
 
 
-@pytest.mark.parametrize(
-    ("state", "name", "progress"), [(STARTED, "ProcessStarted", "37"), ("<wps:ProcessPaused/>", "ProcessPaused", "")]
-)
-def test_state_of_a_wps_answer(state, name, progress):
-    found = parse_wps(rooted(UUID_URL, state))
-    assert (found.state, found.progress, found.failed) == (name, progress, False)
-
-
 @pytest.mark.parametrize("length", [0, 260, 300])
 def test_an_answer_that_was_cut_off_is_a_job(length):
     """The root's start tag has all that a job needs; elsewhere half a document is none."""
