@@ -80,9 +80,9 @@ def test_interrupted_in_a_stalled_download(number, ends, times, make_job, launch
     name = next(iter(job.bodies))
     job.hit(for_gets(stall(HELD), for_ever=True))
     process = launch("full_maja_download", *job.argv, "-j", 2)
-    for _ in range(3):  # how the job stands, and the two other products
+    wait_until(lambda: job.size_on_disk(name) == HELD and len(list(job.products.glob("*.zip"))) == 2)
+    for _ in range(3):  # how the job stands, and the two products
         process.stdout.readline()
-    wait_until(lambda: job.size_on_disk(name) == HELD)
     last = interrupt(process, number, ends, times).splitlines()[-1]
     assert re.match(r"1 job finished\. 2 products downloaded .*, 1 left for the next run, in ", last), last
     assert job.part(name).read_bytes() == job.bodies[name][:HELD]
