@@ -263,7 +263,7 @@ class Product:
                 if idle == common.TRIES:
                     host = common.host_of(self.url)
                     words = f"{host} breaks off at {human(self.held)}, tried {idle} times ({err})"
-                    raise PepsError(words, Status.NOT_YET) from err
+                    raise CommonCause(words, Status.NOT_YET) from err
                 time.sleep(common.BACKOFF_S * idle)
         # A product in one piece was checked by TCP; what was put together is read through.
         problem = self.problem(Path(self.part.name), every_byte=first > 0)

@@ -80,12 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         rate, _, name = self.path.partition("?")[0].lstrip("/").partition("/")
-        try:
-            file = open(self.server.folder / name, "rb")  # noqa: SIM115  (closed below)
-        except OSError:
-            self.send_error(404)
-            return
-        with file:
+        with open(self.server.folder / name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             self.send_response(200)
             self.send_header("Content-Length", str(size))

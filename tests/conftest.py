@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+# Some hundred processes would each compile the scripts anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import local_peps  # noqa: E402
@@ -90,6 +92,11 @@ class Process(subprocess.Popen):
 
         if status.exists():
             wait_until(still)
+
+    def stop(self, number: int) -> str:
+        """Send a signal, which ends it at once; returns its stderr."""
+        self.send_signal(number)
+        return self.communicate(timeout=10)[1]
 
 
 @pytest.fixture

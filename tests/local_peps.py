@@ -32,6 +32,7 @@ from pathlib import Path
 from faulty_http import Handler, Request, Server, json_error
 from pywps import FORMATS, ComplexOutput, LiteralInput, LiteralOutput, Process, Service, configuration
 from pywps.exceptions import InvalidParameterValue
+from pywps.response import RelEnvironment, basic
 from pywps.response.status import WPS_STATUS
 from werkzeug.test import create_environ, run_wsgi_app
 
@@ -45,6 +46,9 @@ FIRST_DATE_S = 60 * 60
 FURTHER_DATE_S = 25 * 60
 SINGLE_PRODUCT_S = 90 * 60
 EMAIL, SECRET = "jean.dupont@example.org", "mot de passe: 100% sûr"
+# PyWPS would compile its templates for each answer anew, which takes longer than all the rest of it.
+TEMPLATES: dict[str, RelEnvironment] = {}
+basic.RelEnvironment = lambda **options: TEMPLATES.setdefault("", RelEnvironment(**options))
 
 
 def draw(text: str) -> int:
@@ -174,11 +178,6 @@ class PepsProcess(Process):
         self.peps.deferred.append(lambda: self._run_process(wps_request, wps_response))
 
 
-def hand_over(request, response):
-    """Do the asynchronous part of an order, which is to hand it to the computing centre."""
-    PepsProcess.peps.hand_over(response)
-
-
 def refresh(request, response):
     """Do what PROCESSING_STATUS is for."""
     response.outputs["state"].data = PepsProcess.peps.refresh(request.inputs["wps_id"][0].data)
@@ -187,6 +186,7 @@ def refresh(request, response):
 def make_service() -> Service:
     report = ComplexOutput("report", "report", supported_formats=[FORMATS.JSON], as_reference=True)
     state = LiteralOutput("state", "state", data_type="string")
+    hand_over = lambda request, response: PepsProcess.peps.hand_over(response)  # noqa: E731
     period = ("startDate", "completionDate", "tileid", "relativeOrbitNumber")
     return Service([
         PepsProcess("FULL_MAJA", hand_over, report, *period), PepsProcess("MAJA", hand_over, report, "product"),
@@ -244,7 +244,7 @@ class LocalPeps:
         self.faults, self.always = [], []
 
     def __enter__(self) -> LocalPeps:
-        self._server = Server(("127.0.0.1", 0), self)
+        self._server = Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._folder = tempfile.TemporaryDirectory(prefix="local_peps_")
         self._outputs = Path(self._folder.name, "outputs")

@@ -21,7 +21,10 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-import requests  # noqa: E402, F401  (loaded once, for all the runs)
+# Loaded once, for all the runs.
+import xml.etree.ElementTree  # noqa: E402, F401
+
+import requests  # noqa: E402, F401
 
 import full_maja_process  # noqa: E402
 import peps_common  # noqa: E402

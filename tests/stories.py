@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import NamedTuple
 
 import pytest
 from faulty_http import status
-from local_peps import make_product
+from local_peps import RESULTS, make_product
 
+NOBODY = "http://127.0.0.1:9"
 CHECKOUT = Path(__file__).resolve().parent.parent
 PERIOD = ("-d", "2017-07-01", "-e", "2018-01-01")
 SHORT = ("-d", "2017-07-01", "-e", "2017-09-01")
@@ -90,13 +90,6 @@ def wait_until(predicate: Callable[[], object]):
         time.sleep(0.003)
 
 
-def closed_port() -> str:
-    """The URL of a server that is not there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
-
-
 def names_in(folder: Path | str = ".") -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
@@ -112,13 +105,18 @@ class FinishedJob:
     def __init__(self, peps, identity: str = "31TCJ", count: int = 3, size: int = 100_000):
         self.peps, self.identity, self.base = peps, identity, f"{peps.url}/wps/outputs/{identity}"
         names = [f"SENTINEL2A_201707{day + 1:02}-105605-456_L2A_T31TCJ_D_V1-4.zip" for day in range(count)]
-        self.bodies = {name: make_product(name, size) for name in names}
-        peps.products.update(self.bodies)
-        self.results: object = [f"{peps.url}/cgi-bin/mapcache_results/maja/{identity}/{name}" for name in names]
+        self.bodies, self.results = {name: make_product(name, size) for name in names}, []
+        for name, body in self.bodies.items():
+            self.add(name, body)
         self.log, self.products = Path(f"{identity}.log"), Path("products")
         self.log.write_bytes(answer(f"{self.base}.xml"))
         self.products.mkdir(exist_ok=True)
         self.serve()
+
+    def add(self, name: str, body: bytes):
+        """Another result."""
+        self.peps.products[name] = body
+        self.results.append(f"{self.peps.url}{RESULTS}maja/{self.identity}/{name}")
 
     @property
     def argv(self) -> list[object]:

@@ -146,13 +146,13 @@ def test_a_finished_product_may_be_taken_away_at_once(run, job, monkeypatch):
     assert names_in(taken) == set(job.bodies)
 
 
-def test_results_that_are_no_zip_are_fetched_too(run, job, peps):
+def test_results_that_are_no_zip_are_fetched_too(run, job):
     """Checked by their length; what has such a name already is never replaced."""
     extra = {
         "quicklook.tgz": b"\x1f\x8b" + bytes(500), "quality.json": b"{}", "peps.txt": b"evil", "page.html": b"<html>",
     }  # fmt: skip
-    peps.products.update(extra)
-    job.results += [f"{peps.url}/cgi-bin/mapcache_results/maja/31TCJ/{name}" for name in extra]
+    for name, body in extra.items():
+        job.add(name, body)
     (job.products / "peps.txt").write_bytes(b"mine")
     for _ in range(2):
         assert download(run, job).err == ""
@@ -160,24 +160,20 @@ def test_results_that_are_no_zip_are_fetched_too(run, job, peps):
     assert job.sent("quality.json") == len(extra["quality.json"])
 
 
-@pytest.mark.parametrize(
-    ("fault", "ends"),
-    [(cut(5), 0), *((status(200, body=body), 1) for body in (b"<!DOCTYPE html>", b"", b'{"ErrorCode": 400}'))],
-    ids=["cut", "page", "empty", "error"],
-)
-def test_results_that_are_no_zip_and_do_not_come(fault, ends, run, job, peps):
-    peps.products["quality.tgz"] = bytes(1000)
-    job.results.append(f"{peps.url}/cgi-bin/mapcache_results/maja/31TCJ/quality.tgz")
+@pytest.mark.parametrize(("fault", "ends"), [
+    (cut(5), 0), *((status(200, body=body), 1) for body in (b"<!DOCTYPE html>", b"", b'{"ErrorCode": 400}'))
+], ids=["cut", "page", "empty", "error"])  # fmt: skip
+def test_results_that_are_no_zip_and_do_not_come(fault, ends, run, job):
+    job.add("quality.tgz", bytes(1000))
     job.hit(for_gets(fault, for_ever=bool(ends)), "quality.tgz")
     result = download(run, job, status=ends)
     assert (job.products / "quality.tgz").exists() == (not ends)
     assert not ends or only_line(result, "quality.tgz")
 
 
-def test_a_file_that_comes_from_elsewhere_meanwhile_stays(run, job, peps):
+def test_a_file_that_comes_from_elsewhere_meanwhile_stays(run, job):
     """An error in two packets is one, too."""
-    peps.products["quality.tgz"] = bytes(1000)
-    job.results.append(f"{peps.url}/cgi-bin/mapcache_results/maja/31TCJ/quality.tgz")
+    job.add("quality.tgz", bytes(1000))
     ready = threading.Event()
     ready.set()
     error = status(200, body=b'{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}')
@@ -205,14 +201,7 @@ def test_a_pipe_beside_the_log_is_not_waited_for(run, job):
     job.require_whole()
 
 
-def test_a_disk_without_lasting_file_numbers_ends_in_words(run, job, monkeypatch):
-    clock = iter(range(10**6))
-    monkeypatch.setattr(peps_common.time, "monotonic", lambda: next(clock) / 10)
-    monkeypatch.setattr(peps_common, "is_same", lambda *files: False)
-    only_line(download(run, job, status=75), "31TCJ.stat", "another run", "later")
-
-
-def test_two_results_of_one_name(run, job, peps):
+def test_two_results_of_one_name(run, job):
     first = job.results[0]
     job.results += [first, first.replace("/31TCJ/", "/elsewhere/")]
     result = download(run, job, status=1)
@@ -403,15 +392,18 @@ def test_six_runs_at_once_send_no_byte_twice(make_job, launch, run):
     assert {name: job.sent(name) for name in job.bodies} == {name: len(body) for name, body in job.bodies.items()}
 
 
-def test_documents_held_by_a_stopped_run(run, job, monkeypatch):
+@pytest.mark.parametrize("held", [True, False], ids=["held by a stopped run", "no lasting file numbers"])
+def test_documents_that_cannot_be_written_end_in_words(held, run, job, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    waits = []
-    monkeypatch.setattr(peps_common.time, "sleep", lambda seconds: waits.append(seconds))
-    clock = iter(range(10**6))
+    waits, clock = [], iter(range(10**6))
+    monkeypatch.setattr(peps_common.time, "sleep", waits.append)
     monkeypatch.setattr(peps_common.time, "monotonic", lambda: next(clock) / 10)
-    with open("31TCJ.json.part", "wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        only_line(download(run, job, status=75), "31TCJ.json", "another run", "later")
+    with open("31TCJ.json.part", "wb") as file:
+        if held:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            monkeypatch.setattr(peps_common, "is_same", lambda *files: False)
+        only_line(download(run, job, status=75), "31TCJ.json" if held else "31TCJ.stat", "another run", "later")
     assert 10 < len(waits) < 200
 
 

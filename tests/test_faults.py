@@ -15,9 +15,9 @@ import types
 from typing import NamedTuple
 
 import pytest
-from faulty_http import cut, endless, for_gets, head_and, hold, no_range, raw, reset, stall, status, without_length
+from faulty_http import cut, endless, for_gets, head_and, no_range, raw, reset, stall, status, without_length
 from local_peps import make_product
-from stories import FinishedJob, answer, failed, flipped, lines_of, only_line, report_of, wait_until
+from stories import FinishedJob, answer, failed, flipped, lines_of, only_line, report_of
 
 import full_maja_download
 import peps_common
@@ -119,12 +119,9 @@ PART = BODY[:HELD]
 OF_PART = {"before": PART}
 
 CONNECTIONS = {
-    "cut before the head, once": mended(cut(None), sent=ALL),
     "cut before the head, three times": mended(cut(None), cut(None), cut(None), sent=ALL),
     "cut before the head, for ever": later(cut(None)),
-    "cut after the head": mended(cut(0), sent=ALL),
     "cut after the head, for ever": later(cut(0)),
-    "cut after two bytes": mended(cut(2), cut(2)),
     "cut after two bytes, for ever": later(cut(2), left=None),
     "cut in the middle": mended(cut(HELD), sent=ALL),
     "cut in the middle of each answer": Row((cut(HELD),), for_ever=True, sent=ALL),
@@ -133,13 +130,10 @@ CONNECTIONS = {
     "cut in the middle, then before every head": later(cut(HELD), cut(None), left=PART, sent=HELD),
     "cut in the middle, then after every head": later(cut(HELD), cut(0), left=PART, sent=HELD),
     "reset in the middle": mended(reset(HELD), reset(HELD)),
-    "reset before the head": mended(reset(None), reset(None), sent=ALL),
-    "reset before the head, for ever": later(reset(None)),
     "stalled in the middle": mended(stall(HELD), read_timeout_s=0.3),
     "stalled before the head": mended(stall(None), read_timeout_s=0.3),
     "stalled in the middle, then for ever": later(stall(HELD), stall(0), left=PART, read_timeout_s=0.2),
     "stalled before the head, for ever": later(stall(None), read_timeout_s=0.2),
-    "no HTTP": mended(raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), sent=ALL),
     "no HTTP, for ever": later(raw(b"\0" * 500)),
     "a head without end": mended(raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000), sent=ALL),
     "a thousand header lines": mended(head_and(BODY, *["X: x"] * 1000), sent=ALL),
@@ -175,18 +169,14 @@ RANGES = {
     "range from another byte, for ever": never(rest(f"bytes 9-{ALL - 1}/{ALL}", 9), left=PART, **OF_PART),
     "part of a product without Content-Range": mended(rest(None), **OF_PART),
     "Content-Range of an unknown total": mended(rest(f"bytes {HELD}-{ALL - 1}/*"), **OF_PART),
-    "Content-Range in other units": mended(rest(f"items {HELD}-{ALL - 1}/{ALL}"), **OF_PART),
     "Content-Range that is garbage": mended(rest("bytes"), **OF_PART),
-    "Content-Range of five thousand digits": mended(rest(f"bytes {HELD}-{'9' * 5000}/{'9' * 5000}"), **OF_PART),
     "less than asked for": mended(rest(f"{FEW}/{ALL}", end=HELD + 1000), **OF_PART, sent=ALL - HELD),
     "less than asked for, of an unknown total": mended(rest(f"{FEW}/*", end=HELD + 1000), **OF_PART),
     "part not asked for": mended(rest(f"bytes 5-{ALL - 1}/{ALL}", 5)),
     "416, all is there": mended(before=BODY, sent=0),
     "416, all is there but damaged": mended(before=flipped(BODY, HELD // 2), sent=ALL),
     "416, more is there than the product has": mended(before=BODY + b"x" * 100, sent=ALL),
-    "416 without Content-Range": mended(status(416), **OF_PART, sent=ALL),
     "416 with another total": mended(status(416, {"Content-Range": f"bytes */{HELD // 2}"}), **OF_PART, sent=ALL),
-    "416 with garbage": mended(status(416, {"Content-Range": "bytes */many"}), **OF_PART, sent=ALL),
     "416, for ever": never(status(416), words=("416",)),
     "a part that an earlier run left": mended(**OF_PART, sent=ALL - HELD),
     "a damaged part that an earlier run left": mended(before=flipped(BODY, HELD // 2)[:HELD], sent=ALL - HELD + ALL),
@@ -196,10 +186,7 @@ RANGES = {
 
 STATUSES = {
     "403": never(status(403), words=("403", "peps.txt")),
-    "404": never(status(404), words=("404",)),
-    "410": never(status(410), words=("410",)),
     "404 after a part": never(status(404), words=("404",), left=PART, **OF_PART),
-    "418": never(status(418), words=("418",)),
     "429 once": mended(status(429), sent=ALL),
     "429 for ever": later(status(429), words=("429",)),
     **{f"{code} once": mended(status(code), sent=ALL) for code in (500, 502, 503, 504)},
@@ -217,7 +204,6 @@ CONTENTS = {
     "an error with 200": never(
         send('{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}'), words=("the tape is lost",)
     ),
-    "an empty answer once": mended(status(200)),
     "an empty answer for ever": never(status(200), words=("an empty answer",)),
     "a page instead of the rest": never(status(200, body=PAGE), words=("page",), left=PART, **OF_PART),
     "an empty answer instead of the rest": never(status(200), words=("an empty answer",), left=PART, **OF_PART),
@@ -237,7 +223,7 @@ CONTENTS = {
 }
 
 REDIRECTS = {
-    **{f"moved on the same host, {code}": mended(moved("{path}?again", code), sent=ALL) for code in (301, 302, 307)},
+    "moved on the same host": mended(moved("{path}?again", 301), sent=ALL),
     "moved on the same host, with its name": mended(moved("http://127.0.0.1:{port}{path}", 308), sent=ALL),
     "moved while it is continued": mended(moved("{path}", 303), **OF_PART, sent=ALL - HELD),
     "moved in a circle": never(moved("{path}"), words=("redirect",)),
@@ -284,17 +270,6 @@ def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, run, make_job, monk
     require_healthy(run, job)
 
 
-def test_a_stalled_product_does_not_hold_up_the_others(run, make_job, launch):
-    release, job = threading.Event(), make_job()
-    job.hit(for_gets(hold(release, HELD)))
-    process = launch("full_maja_download", *job.argv, "-j", 2)
-    wait_until(lambda: all((job.products / name).exists() for name in job.bodies if name != VICTIM))
-    assert process.poll() is None
-    release.set()
-    assert process.wait(20) == 0
-    require_healthy(run, job)
-
-
 def test_products_that_fail_for_a_reason_of_their_own_are_named_each(run, make_job):
     job = make_job()
     job.hit(for_gets(status(404), for_ever=True), "/maja/")
@@ -308,14 +283,12 @@ def test_products_that_fail_for_a_reason_of_their_own_are_named_each(run, make_j
     (status(401), 1, ("12 products", "refused the account (401)"), 4),
     (status(503), 75, ("12 products", "answers 503, tried 5 times", "later"), 5 * 8),
     (cut(None), 75, ("12 products", "gives no answer", "tried 5 times", "later"), 5 * 8),
-    (cut(0), 75, ("12 products", "breaks off at 0 B"), 10**6),
+    (cut(0), 75, ("12 products", "breaks off at 0 B, tried 5 times", "later"), 5 * 12),
 ], ids=["account", "503", "no answer", "breaks off"])  # fmt: skip
 def test_one_reason_is_one_line_for_all_products(run, make_job, fault, ends, words, most):
     job = make_job(count=12)
     job.hit(for_gets(fault, for_ever=True), "/maja/")
-    result = run("full_maja_download", *job.argv, status=ends)
-    if most < 10**6:
-        only_line(result, *words)
+    only_line(run("full_maja_download", *job.argv, status=ends), *words)
     assert len(job.peps.requests("/maja/", "GET")) <= most
     require_healthy(run, job)
 
@@ -328,13 +301,17 @@ def naps(monkeypatch) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("code", [429, 503])
-@pytest.mark.parametrize(("header", "expected"), [
-    ("0", []), ("7", [7]), ("119", [119]), ("121", None), ("3600", None), ("9" * 30, None), ("in an hour", None),
-    ("9" * 5000, []), ("Thu, 01 Jan 1970 00:00:00 GMT", []), ("soon", []), ("-5", []), ("1.5", []), ("", []),
-    ("Mon, 99 Foo 99999 99:99:99 GMT", []),
-])  # fmt: skip
-@pytest.mark.parametrize("text", [VICTIM, "/r.json"], ids=["product", "report"])
+RETRY_AFTER = {
+    "0": [], "7": [7], "119": [119], "121": None, "9" * 30: None, "in an hour": None, "9" * 5000: [],
+    "Thu, 01 Jan 1970 00:00:00 GMT": [], "soon": [], "-5": [], "1.5": [], "": [], "Mon, 99 Foo 99999 99:99:99 GMT": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "text", "header", "expected"), [
+    *((429, VICTIM, header, expected) for header, expected in RETRY_AFTER.items()),
+    *((code, text, header, RETRY_AFTER[header])
+      for code, text in ((503, VICTIM), (429, "/r.json"), (503, "/r.json")) for header in ("7", "121")),
+], ids=lambda value: str(value)[-30:])  # fmt: skip
 def test_retry_after_is_kept_as_long_as_patience_lasts(code, header, expected, text, run, make_job, naps):
     job = make_job()
     if header == "in an hour":
@@ -423,35 +400,21 @@ def test_a_server_without_head(name, run, make_job, monkeypatch):
     job.require_whole()
 
 
-DTD = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
 TOO_MUCH = b" " * (peps_common.DOCUMENT_MAX_BYTES + 1)
-
-
 # Small on the wire and large in the end.
 PACKED = send(gzip.compress(TOO_MUCH), Content_Encoding="gzip")
-
-
 # By what a path ends with: a fault of a job's status document or report, how the job ends, and what is said of it.
+# Of the documents that cannot be read there are a few of a kind, as their table is that of the pure functions.
 FAILED, LATER = 1, 75
 DOCUMENTS: dict[str, dict[str, tuple]] = {
     ".xml": {
-        "with a DTD": (send(DTD), FAILED, "DTD"),
-        "with an empty DTD": (send("<!DOCTYPE x><x/>"), FAILED, "DTD"),
-        "with an outer DTD": (send('<!DOCTYPE x SYSTEM "file:///etc/hostname"><x/>'), FAILED, "DTD"),
-        "with a DTD in UTF-16": (send(DTD.encode("utf-16")), FAILED, "DTD"),
+        "with a DTD": (send("<!DOCTYPE x><x/>"), FAILED, "DTD"),
         "too large": (send(b"<x>" + TOO_MUCH), FAILED, "larger"),
         "without length, too large": (head_and(b"<x>" + TOO_MUCH), FAILED, "larger"),
         "too large when unpacked": (PACKED, LATER, "no "),
         "cut off": (send(answer("http://127.0.0.1/a.xml", "<ProcessSucceeded/>")[:-20]), LATER),
         "a page": (send("<html><body>Maintenance</body></html>"), LATER),
-        "empty": (send(""), LATER),
-        "JSON": (send('{"a": 1}'), LATER),
         "an error": (send('{"ErrorCode": 400, "ErrorMessage": "no such job"}'), FAILED, "no such job"),
-        "no text": (send(bytes(range(256))), LATER),
-        "in no known encoding": (send('<?xml version="1.0" encoding="klingon"?><x/>'), LATER),
-        "nested too deep": (send("<a>" * 20_000 + "</a>" * 20_000), LATER),
-        "of a million elements": (send("<a>" + "<a/>" * 10**6 + "</a>"), FAILED),
-        "of a million attributes": (send("<a " + " ".join(f'a{n}=""' for n in range(400_000)) + "/>"), FAILED),
         "a file as its report": (send(answer("x", "<ProcessSucceeded/>", "file:///etc/hostname")), FAILED, "refused"),
         "out of order": (status(503), LATER, "503"),
         "an error without a code": (status(500, body=b'{"ErrorMessage": "database away"}'), LATER, "500", "base away"),
@@ -461,21 +424,11 @@ DOCUMENTS: dict[str, dict[str, tuple]] = {
     "/r.json": {
         "too large": (send(b'{"a": 1}' + TOO_MUCH), FAILED, "larger"),
         "too large when unpacked": (PACKED, LATER, "no "),
-        "nested too deep": (send("[" * 200_000 + "]" * 200_000), LATER),
-        "nested deep": (send('{"a":' * 900 + "1" + "}" * 900), LATER),
-        "of a million lists": (send("[" + "[]," * 10**6 + "[]]"), FAILED),
-        "of five thousand digits": (send('{"USER_INFO": {"unprocessed": ' + "9" * 5000 + "}}"), LATER),
         "of endless results": (
             send(json.dumps(report_of([f"http://a.b/{n}.zip" for n in range(20_000)]))), FAILED, "refused",
         ),
         "cut off": (send('{"USER_INFO": {"job_status": "FIN'), LATER),
-        "a list": (send("[1, 2]"), LATER),
-        "a number": (send("1" * 5000), LATER),
-        "a page": (send(PAGE), LATER),
-        "empty": (send(""), LATER),
-        "no text": (send(b'{"a": "\xff\xfe\x80"}'), LATER),
         "a WPS answer": (send(answer("x", failed("no"))), LATER),
-        "a number as USER_INFO": (send('{"USER_INFO": 7}'), LATER),
         "a strange state": (send(r'{"USER_INFO": {"job_status": "\u001b[31mEATEN\n"}}'), LATER, "EATEN"),
         "packed wrongly": (send("{}", Content_Encoding="gzip"), LATER),
         "cut for ever": (cut(10), LATER, "127.0.0.1"),
@@ -519,11 +472,9 @@ def test_a_hostile_result_is_refused_and_the_others_come(result, run, make_job, 
     require_healthy(run, job)
 
 
-@pytest.mark.parametrize(
-    ("results", "ends"),
-    [(None, 0), ({}, 0), ([], 0), ([None, None], 0), ("none", 1), (7, 1), (True, 1)],
-    ids=lambda value: repr(value),
-)
+@pytest.mark.parametrize(("results", "ends"), [
+    (None, 0), ({}, 0), ([], 0), ([None, None], 0), ("none", 1), (7, 1), (True, 1),
+], ids=repr)  # fmt: skip
 def test_results_that_are_no_list_of_addresses(results, ends, run, make_job):
     job = make_job()
     job.results = results
