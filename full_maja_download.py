@@ -237,8 +237,7 @@ class Product:
     def fetch(self, service: Service, room: Room, check: bool) -> None:
         """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
         self.service, self.room, began = service, room, time.monotonic()
-        room.take(self.rest)
-        with common.part_file(self.path) as self.part:
+        with room.promised(self), common.part_file(self.path) as self.part:
             if self.problem(self.path, check):
                 try:
                     self._receive_whole()
@@ -294,8 +293,8 @@ class Product:
         body = self.service.pieces(response, "product", float("inf"))
         head = self._head(response, body) if start == 0 else b""
         if self.size is None and total is not None:
+            self.room.take(max(0, total - held))
             self.size = total
-            self.room.take(self.rest)
         if start == 0:
             self.part.truncate(0)
             show(-held)
@@ -340,13 +339,23 @@ class Room:
         self.lack = f"not enough disk space in {folder}: {human(self.left)} free, {more}; make room and run again"
 
     def take(self, need: int) -> None:
-        """Promise so many bytes, or take a promise of so many back; raises CommonCause where there are fewer."""
-        if need >= 0 and not os.access(self.folder, os.W_OK):
-            raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
+        """Promise so many bytes; raises CommonCause where there are fewer."""
         with self._lock:
             if need > self.left:
                 raise CommonCause(self.lack)
             self.left -= need
+
+    @contextlib.contextmanager
+    def promised(self, product: Product) -> Iterator[None]:
+        """Promise a product the room for what is still to come; what fails to come is free again."""
+        if not os.access(self.folder, os.W_OK):
+            raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
+        self.take(product.rest)
+        try:
+            yield
+        finally:
+            if not product.downloaded:
+                self.take(-product.rest)
 
 
 def zip_problem(path: Path, every_byte: bool = False) -> str | None:
@@ -688,7 +697,6 @@ class FollowUp:
                     stopped.append((product, err))
                 elif err:
                     self._give_up([(product, err)])
-                    room.take(-product.rest)
         self._look_on_disk()  # what another run was at may be there by now
         self._give_up([(product, err) for product, err in stopped if product.status != Status.OK])
 
