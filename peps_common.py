@@ -53,24 +53,20 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 T = TypeVar("T")
 
 
-# Outcomes and words
-
-
 class Status(IntEnum):
-    """Exit statuses, the same for all four scripts."""
+    """Exit statuses, the same for all four scripts: first what stops a run, then what a person or time must mend."""
 
-    OK = 0
+    TERMINATED = 143
+    INTERRUPTED = 130
     FAILED = 1
     USAGE = 2
     NOT_YET = 75
-    INTERRUPTED = 130
-    TERMINATED = 143
+    OK = 0
 
 
 def worst(statuses: Iterable[Status]) -> Status:
-    """The status of a whole from those of its parts: whatever needs a person first, then what needs time."""
-    order = (Status.TERMINATED, Status.INTERRUPTED, Status.FAILED, Status.USAGE, Status.NOT_YET, Status.OK)
-    return min(statuses, key=order.index, default=Status.OK)
+    """The status of a whole from those of its parts: the one that `Status` names first."""
+    return min(statuses, key=list(Status).index, default=Status.OK)
 
 
 class PepsError(Exception):
@@ -108,12 +104,12 @@ class CutOff(Exception):
 class Console:
     """Where words go: what a person wants to know to stdout, warnings, errors and the progress bar to stderr."""
 
-    def __init__(self, prog: str = "peps_maja"):
-        self.prog, self.quiet = prog, False
+    def __init__(self) -> None:
+        self.prog, self.quiet = "peps_maja", False
         self.server: list[str] = []  # --server, if it was given
         self.account: Path | None = None
         self.due: float | None = None  # with --wait: when the next look is, in seconds of time.time
-        self.secrets: re.Pattern[str] | None = None
+        self.secrets = re.compile("(?!)")  # nothing, until an account is read
         self.bar: Any = None
         self._said: set[str] = set()
 
@@ -137,17 +133,16 @@ class Console:
     def error(self, error: object) -> None:
         """Print one line to stderr, -q or not, whatever the text quotes; what is not yet says when to look again."""
         later = f"; {self.later}" if isinstance(error, PepsError) and error.status == Status.NOT_YET else ""
-        self._print(f"{self.prog}: {error}{later}".replace("\n", " "), sys.stderr)
+        self._print(f"{self.prog}: {error}{later}", sys.stderr)
 
-    def mask(self, text: str) -> str:
-        """A text without the password, however somebody quotes it."""
-        return self.secrets.sub("***", text) if self.secrets else text
+    def clean(self, text: str) -> str:
+        """A text without the password, however somebody quotes it, and without what could forge a line."""
+        return "".join(char if char.isprintable() else " " for char in self.secrets.sub("***", text))
 
     def _print(self, text: str, stream: Any) -> None:
-        text = self.mask(f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.due else text)
-        text = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
         if stream is None:  # closed before the script began
             return
+        text = self.clean(f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.due else text)
         try:
             # A bar without a total has no truth value.
             with contextlib.nullcontext() if self.bar is None else self.bar.external_write_mode(file=stream):
@@ -164,7 +159,7 @@ console = Console()
 
 def one_line(text: object, limit: int = 300) -> str:
     """The words of somebody else as one printable line of at most `limit` characters, without the password."""
-    return " ".join("".join(char if char.isprintable() else " " for char in console.mask(str(text))).split())[:limit]
+    return " ".join(console.clean(str(text)).split())[:limit]
 
 
 def human(size: float) -> str:
@@ -220,8 +215,6 @@ def expected(err: BaseException) -> PepsError:
     raise err
 
 
-# The frame of a command line
-
 EXIT_STATUSES = """exit status:
   0    everything asked for is done
   75   not yet: a job waits or runs, the service or the network is out of order,
@@ -238,7 +231,8 @@ class Parser(argparse.ArgumentParser):
         raise PepsError(f"{message} (see {self.prog} -h)", Status.USAGE)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        console.say(message.rstrip(), news=True)
+        for line in message.splitlines():
+            console.say(line, news=True)
 
 
 def make_parser(script: str, description: str, *examples: str) -> Parser:
@@ -410,9 +404,6 @@ def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv
         return error.status
 
 
-# The account, and who may see it
-
-
 def parse_account(text: str) -> tuple[str, str]:
     """E-mail and password of an account file's text; raises ValueError, whose words never quote the text."""
     line = text.lstrip("\ufeff\r\n").split("\n")[0].rstrip("\r").strip(" \t")
@@ -498,9 +489,6 @@ def prefer_https(url: str, server: str) -> str:
     parts, own = urlsplit(url), urlsplit(server)
     ours = (parts.scheme, parts.netloc.lower(), own.scheme) == ("http", own.hostname, "https")
     return parts._replace(scheme="https").geturl() if ours else url
-
-
-# Documents: bytes in, values out
 
 
 class WpsAnswer(NamedTuple):
