@@ -812,7 +812,7 @@ def add_download_options(parser: common.Parser) -> None:
 
 
 def build_parser() -> common.Parser:
-    parser = common.make_parser(
+    parser = common.Parser(
         "full_maja_download",
         "Ask how FULL_MAJA jobs stand and download the products of those that are finished.",
         "-a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ",

@@ -21,7 +21,7 @@ DAYS_MIN, DAYS_MAX = 55, 366
 
 
 def build_parser() -> common.Parser:
-    parser = common.make_parser(
+    parser = common.Parser(
         "full_maja_process",
         "Order a time series of one Sentinel-2 tile, corrected by MAJA. The log file leads full_maja_download to the "
         "products.",

@@ -225,7 +225,25 @@ EXIT_STATUSES = """exit status:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line, and it is raised so that `run_script` alone ends the script."""
+    """A command line with the options that all four scripts have; `examples` are words behind the script's name.
+
+    An error is one line, and it is raised so that `run_script` alone ends the script.
+    """
+
+    def __init__(self, script: str, description: str, *examples: str):
+        own = Path(sys.argv[0])
+        console.prog = own.name if own.stem == script else f"{script}.py"
+        lines = [f"  {called(script)} {words}" for words in examples]
+        epilog = "\n".join(["examples:", *lines, "", EXIT_STATUSES])
+        as_it_is = argparse.RawDescriptionHelpFormatter
+        super().__init__(console.prog, description=description, epilog=epilog, formatter_class=as_it_is)
+        account = "account file: e-mail, blank, password on one line (default: peps.txt)"
+        self.add_argument("-a", "--auth", metavar="FILE", type=Path, default=Path("peps.txt"), help=account)
+        server = os.environ.get("PEPS_URL") or DEFAULT_SERVER
+        service = f"the service (default: $PEPS_URL, else {DEFAULT_SERVER})"
+        self.add_argument("--server", metavar="URL", type=server_url, default=server, help=service)
+        self.add_argument("-q", "--quiet", action="store_true", help="nothing on stdout but news")
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def error(self, message: str) -> Any:
         raise PepsError(f"{message} (see {self.prog} -h)", Status.USAGE)
@@ -233,29 +251,6 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         for line in message.splitlines():
             console.say(line, news=True)
-
-
-def make_parser(script: str, description: str, *examples: str) -> Parser:
-    """A parser with the options that all four scripts have; `examples` are words behind the script's name."""
-    own = Path(sys.argv[0])
-    lines = [f"  {called(script)} {words}" for words in examples]
-    parser = Parser(
-        prog=own.name if own.stem == script else f"{script}.py",
-        description=description,
-        epilog="\n".join(["examples:", *lines, "", EXIT_STATUSES]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "-a", "--auth", metavar="FILE", type=Path, default=Path("peps.txt"),
-        help="account file: e-mail, blank, password on one line (default: peps.txt)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--server", metavar="URL", type=server_url, default=os.environ.get("PEPS_URL") or DEFAULT_SERVER,
-        help=f"the service (default: $PEPS_URL, else {DEFAULT_SERVER})",
-    )  # fmt: skip
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing on stdout but news")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 def called(script: str, *words: object) -> str:
@@ -273,27 +268,21 @@ def called(script: str, *words: object) -> str:
 
 def server_url(text: str) -> str:
     """argparse type: the base URL of a service, without a trailing slash."""
-    try:
-        parts = urlsplit(text.strip())
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        good = False
-    if not good or "@" in parts.netloc or parts.query or parts.fragment or re.search(r"\s|[^ -~]", text.strip()):
-        # The text is not echoed: it may hold a password.
-        raise argparse.ArgumentTypeError(
-            f"the server (--server or $PEPS_URL) must look like {DEFAULT_SERVER}, without account or query"
-        )
-    return text.strip().rstrip("/")
+    host = r"[a-z0-9._-]+|\[[0-9a-f:.]+\]"
+    found = re.fullmatch(rf"(https?://(?:{host})(?::([0-9]{{1,5}}))?(?:/[^?#@\s]*)?)", text.strip(), re.I | re.A)
+    if not found or int(found[2] or 0) > 65535:  # the text is not echoed, for it may hold a password
+        words = f"the server (--server or $PEPS_URL) must look like {DEFAULT_SERVER}, without account or query"
+        raise argparse.ArgumentTypeError(words)
+    return found[1].rstrip("/")
 
 
 def as_date(text: str) -> date:
     """argparse type: a date of the calendar as YYYY-MM-DD (UTC)."""
-    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a date of the form YYYY-MM-DD")
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"there is no such day as {text}") from None
+    with contextlib.suppress(ValueError):
+        day = date.fromisoformat(text)
+        if str(day) == text:  # Python reads other forms, too
+            return day
+    raise argparse.ArgumentTypeError(f"there is no such day as '{text}'; write it as YYYY-MM-DD")
 
 
 def check_dates(start: str, end: str) -> None:
@@ -334,9 +323,9 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 def stop(number: int, frame: object) -> None:
     """The handler of SIGINT and SIGTERM: KeyboardInterrupt with the exit status, unless one is on its way already."""
     handled = sys.exc_info()[1]
-    while handled is not None and not isinstance(handled, KeyboardInterrupt):
+    while handled and not isinstance(handled, KeyboardInterrupt):
         handled = handled.__context__
-    if handled is None:
+    if not handled:
         raise KeyboardInterrupt(Status(128 + number))
 
 
@@ -361,43 +350,37 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an accent must not stop a run under LANG=C
     console.__init__()  # type: ignore[misc]
-    before: list[tuple[int, Any]] = []
+    before: dict[Any, Any] = {number: signal.getsignal(number) for number in STOPS}
 
-    def release(end: Any) -> None:
-        while before:  # neither way does an interrupt of the interpreter's very end say anything
-            number, handler = before.pop()
-            signal.signal(number, end if argv is None else handler)
+    def release() -> None:
+        for number, handler in before.items():  # an interrupt of the interpreter's very end says nothing
+            signal.signal(number, signal.SIG_IGN if argv is None else handler or signal.SIG_DFL)
 
     try:
-        for number in STOPS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before.append((number, signal.signal(number, stop) or signal.SIG_DFL))
-        status = outcome(build_parser, run, sys.argv[1:] if argv is None else argv, words_of)
-        release(signal.SIG_DFL)
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, stop)
+        parser = build_parser()
+        status = outcome(parser, run, words_of(sys.argv[1:] if argv is None else argv))
+        release()
     except KeyboardInterrupt as stopped:
         left = stopped.__context__  # a doubt, if it came with the last word of an order
         console.error(f"interrupted: {left}" if isinstance(left, PepsError) else "interrupted; run it again to go on")
         status = stopped.args[0]
-        release(signal.SIG_IGN)
+        release()
     return int(status)
 
 
-def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv: list[str], words_of: Any) -> int:
+def outcome(parser: Parser, run: Callable[..., Status], words: list[str]) -> Status:
     """Parse and run; what is expected to fail becomes a line and a status, a bug keeps its traceback."""
     try:
-        parser = build_parser()
-        console.prog = parser.prog
-        words = words_of(argv)
-        if not words:
-            parser.print_help()
-            return Status.USAGE
-        args = parser.parse_args(words)
+        args = parser.parse_args(words or ["-h"])
         console.quiet = args.quiet
         if args.server != parser.get_default("server").strip().rstrip("/"):
             console.server = ["--server", args.server]
         return run(args)
-    except SystemExit as end:  # argparse's way out of -h and --version
-        return int(end.code or 0)
+    except SystemExit:  # argparse's way out of -h and --version
+        return Status.OK if words else Status.USAGE
     except (PepsError, OSError, MemoryError) as err:
         error = expected(err)
         console.error(error)

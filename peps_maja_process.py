@@ -37,7 +37,7 @@ def as_moment(text: str) -> str:
 
 
 def build_parser() -> common.Parser:
-    parser = common.make_parser(
+    parser = common.Parser(
         "peps_maja_process",
         "Search the catalogue and order one MAJA job for each Sentinel-2 L1C product found. For a whole time series "
         "of a tile, full_maja_process is far cheaper. The product list leads peps_maja_download to the products.",
