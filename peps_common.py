@@ -12,6 +12,7 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ import stat
 import sys
 import threading
 import time
+from binascii import b2a_base64
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
@@ -268,12 +270,12 @@ def called(script: str, *words: object) -> str:
 
 def server_url(text: str) -> str:
     """argparse type: the base URL of a service, without a trailing slash."""
-    host = r"[a-z0-9._-]+|\[[0-9a-f:.]+\]"
-    found = re.fullmatch(rf"(https?://(?:{host})(?::([0-9]{{1,5}}))?(?:/[^?#@\s]*)?)", text.strip(), re.I | re.A)
-    if not found or int(found[2] or 0) > 65535:  # the text is not echoed, for it may hold a password
+    host, path = r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", r"/[^?#@\0- \x7f-\U0010ffff]*"
+    found = re.fullmatch(rf"https?://(?:{host})(?::([0-9]{{1,5}}))?(?:{path})?", text.strip(), re.ASCII | re.IGNORECASE)
+    if not found or int(found[1] or 0) > 65535:  # the text is not echoed, for it may hold a password
         words = f"the server (--server or $PEPS_URL) must look like {DEFAULT_SERVER}, without account or query"
         raise argparse.ArgumentTypeError(words)
-    return found[1].rstrip("/")
+    return found[0].rstrip("/")
 
 
 def as_date(text: str) -> date:
@@ -398,8 +400,6 @@ def parse_account(text: str) -> tuple[str, str]:
 
 def read_account(path: Path) -> str:
     """The token of the account in a file (RFC 7617, in UTF-8), masked in all later output; raises PepsError (2)."""
-    from base64 import b64encode
-
     with named_file(path, "name your account file with -a"):
         content, mode = path.read_bytes(), path.stat().st_mode
     try:
@@ -407,34 +407,31 @@ def read_account(path: Path) -> str:
     except ValueError as err:
         words = "is not UTF-8 text; save it as UTF-8" if isinstance(err, UnicodeError) else err
         raise PepsError(f"account file {path} {words}", Status.USAGE) from err
-    token = b64encode(f"{email}:{password}".encode()).decode("ascii")
+    token = b2a_base64(f"{email}:{password}".encode(), newline=False).decode()
     console.secrets, console.account = secret_forms(password, token), path
     if os.name == "posix" and mode & 0o077 and not console.quiet:
-        console.error(
-            f"warning: others can read your password; keep it to you with: chmod 600 {shlex.quote(str(path))}"
-        )
+        remedy = f"chmod 600 {shlex.quote(str(path))}"
+        console.error(f"warning: others can read your password; keep it to you with: {remedy}")
     return token
 
 
 def secret_forms(password: str, token: str) -> re.Pattern[str]:
     """The forms in which somebody may quote a password: each character as it is or escaped for URL, HTML or JSON."""
-    import json
     from html.entities import codepoint2name
 
     def forms(char: str) -> str:
         number, data = ord(char), char.encode()
-        quoted = rf"{''.join(f'%{byte:02x}' for byte in data)}|&#0*{number};|&#x0*{number:x};"
-        if char == "\\":
-            return rf"\\|{quoted}"
-        plain = [char, json.dumps(char)[1:-1].lstrip("\\"), f"&{codepoint2name.get(number, 'apos')};"]
-        plain = [form for form in dict.fromkeys([*plain, data.decode("latin-1")]) if not form.isspace()]
-        return rf"\\?(?:{'|'.join(map(re.escape, plain))})|{quoted}"
+        texts = [char, json.dumps(char)[1:-1].lstrip("\\"), f"&{codepoint2name.get(number, 'apos')};"]
+        texts += [data.decode("latin-1"), "".join(f"%{byte:02x}" for byte in data)]
+        plain = [re.escape(text) for text in dict.fromkeys(texts) if text.strip()]
+        escaped = r"(?:(?<!\\)\\)?" if char != "\\" else ""
+        return rf"{escaped}(?:{'|'.join(plain)}|&#0*{number};|&#x0*{number:x};)"
 
     # A service may have folded blanks and doubled backslashes. No text matches in two ways: that could take for ever.
     pattern = "".join(
         rf"(?:[\s+]|{'|'.join(map(forms, dict.fromkeys(piece)))})*"
         if piece.isspace()
-        else f"(?:{forms(piece[0])}){'+' * (piece[0] == chr(92))}"
+        else forms(piece[0]) + "+" * (piece[0] == "\\")
         for piece in re.findall(r"\s+|\\+|\S", password)
     )
     # A short password counts as a whole word alone.
@@ -447,23 +444,15 @@ def is_loopback(host: str) -> bool:
     return bool(re.fullmatch(r"localhost\.?|127(\.[0-9]{1,3}){3}|::1", host))
 
 
-# Below these a two-letter top-level domain gives names to anybody: `maja.co.uk` does not trust `co.uk`.
-OPEN_SECOND_LEVELS = {"ac", "co", "com", "edu", "go", "gob", "gouv", "gov", "ne", "net", "or", "org"}
-
-
-def shared_domain(host: str) -> str:
-    """The parent domain whose hosts a server may share its account with, empty if there is none."""
-    parent = host.partition(".")[2]
-    labels = parent.split(".")
-    open_to_all = len(labels) < 2 or (len(labels) == 2 and labels[0] in OPEN_SECOND_LEVELS)
-    return "" if open_to_all or re.fullmatch(r"[0-9.]+|.*:.*", host) else parent
+# The parent domain of a host, if it is no address; below `co.uk` and its like anybody is given a name.
+PARENT = re.compile(r"[^.:]+\.((?!(?:ac|co|com|edu|go|gob|gouv|gov|ne|net|or|org)\.[^.]+$).+\.[a-z][^.]*)")
 
 
 def may_carry_password(url: str, server: str) -> bool:
     """Whether the account may go to a URL: by https to the server's domain, by http to a loopback server alone."""
     host, own = ((urlsplit(place).hostname or "").rstrip(".") for place in (url, server))
-    domain, scheme = shared_domain(own), urlsplit(url).scheme
-    ours = host == own or (domain and f".{host}".endswith(f".{domain}"))
+    parent, scheme = PARENT.fullmatch(own), urlsplit(url).scheme
+    ours = host == own or (parent and f".{host}".endswith(f".{parent[1]}"))
     return bool(ours) and (scheme == "https" or (scheme == "http" and is_loopback(host)))
 
 
