@@ -164,15 +164,6 @@ def one_line(text: object, limit: int = 300) -> str:
     return " ".join(console.clean(str(text)).split())[:limit]
 
 
-def human(size: float) -> str:
-    """A number of bytes for people, in decimal units: 512.3 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.95 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 product, 2 products."""
     return f"{count} {noun}{'s' * (count != 1)}"
@@ -187,11 +178,6 @@ def in_words(err: BaseException, path: Path | None = None) -> str:
     if file and err.errno == errno.ENOENT and not file.parent.is_dir():
         return f"{file.parent}: there is no such folder"
     return f"{file}: {words}" if file else words or type(err).__name__
-
-
-def about(name: str, words: object) -> str:
-    """The words with what they are about before them, unless they begin with a file of that name."""
-    return str(words) if re.match(rf"(\S*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
 
 
 @contextlib.contextmanager
@@ -570,37 +556,14 @@ def is_file_name(name: str) -> bool:
     return plain and len(name.encode()) <= 250
 
 
-class Acquisition(NamedTuple):
-    """What ties an L1C product to its L2A product; `time` is UTC, of the data take or of the tile, minutes later."""
-
-    platform: str
-    tile: str
-    time: datetime
-
-
-def acquisition(name: str, tile: str = "", start: str = "") -> Acquisition | None:
-    """The acquisition of an L1C or L2A product; `tile` and `start` (ISO 8601) are for names that say neither.
-
-    Forms of names: `S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_...`; until 2016 `S2A_OPER_PRD_MSIL1C_PDMC_..._
-    V20160712T105032_...`, without a tile; `SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4`.
-    """
-    platform = re.match(r"(?:SENTINEL|S)(2[A-Z])_", name)
-    digits = re.search(r"(?:MSIL1C_|_V|SENTINEL2[A-Z]_)([0-9]{8})[T-]([0-9]{6})", name)
-    taken = "".join(digits.groups()) if digits else re.sub("[^0-9]", "", start[:19])
-    square = re.search(r"_T([0-9]{2}[A-Z]{3})(?=[_.]|$)", name) or re.fullmatch(r"T?([0-9]{2}[A-Z]{3})", tile)
-    with contextlib.suppress(ValueError):
-        if platform and square:
-            return Acquisition(f"S{platform[1]}", square[1], datetime.strptime(taken, "%Y%m%d%H%M%S"))
-    return None
-
-
 class L1C(NamedTuple):
-    """One product of the catalogue."""
+    """One product of the catalogue, as far as its entry tells; `start` is ISO 8601, UTC."""
 
     name: str
     storage: str
     orbit: int | None
-    acquisition: Acquisition | None
+    tile: str
+    start: str
 
     @classmethod
     def from_feature(cls, feature: object) -> L1C | None:
@@ -611,8 +574,8 @@ class L1C(NamedTuple):
             return None
         storage = as_dict(properties.get("storage")).get("mode")
         orbit = re.search(r"_R([0-9]{3})_", name)
-        when = acquisition(name, *(str(properties.get(key)) for key in ("mgrs", "startDate")))
-        return cls(name, one_line(storage or "unknown", 20), int(orbit[1]) if orbit else None, when)
+        tile, start = (str(properties.get(key) or "") for key in ("mgrs", "startDate"))
+        return cls(name, one_line(storage or "unknown", 20), int(orbit[1]) if orbit else None, tile, start)
 
 
 def as_dict(value: object) -> dict[str, Any]:
@@ -854,7 +817,7 @@ class Service:
                 return
             received += len(piece)
             yield piece
-        raise PepsError(f"the {what} from {host_of(response.url)} is larger than {human(most)}; refused")
+        raise PepsError(f"the {what} from {host_of(response.url)} is larger than {most / 1e6:.1f} MB; refused")
 
     def read(self, url: str, what: str, parse: Callable[[bytes], T]) -> tuple[bytes, T]:
         """A document byte for byte, and its value; raises PepsError."""

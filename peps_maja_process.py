@@ -162,7 +162,8 @@ class Order:
     def refuse(self, product: L1C, err: PepsError, log: Path) -> None:
         self.statuses.append(err.status)
         way = f"; {common.way_out(log)}" if isinstance(err, OrderInDoubt) else ""
-        console.error(PepsError(common.about(product.name, err) + way, err.status))
+        words = str(err) if product.name in str(err) else f"{product.name}: {err}"
+        console.error(PepsError(words + way, err.status))
 
 
 def job_url(args: Any, product: L1C) -> str:
