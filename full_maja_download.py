@@ -20,13 +20,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 import peps_common as common
-from peps_common import L1C, CommonCause, PepsError, Service, Status, console, human, one_line, plural
+from peps_common import L1C, CommonCause, PepsError, Service, Status, console, one_line, plural
 
 FLUSH_BYTES = 16 * 1024 * 1024
 WISH_PATIENCE_S = 30
@@ -35,6 +36,20 @@ SLOWEST_RATE, SLOWEST_S = 1000, 60  # bytes per second: a connection that falls 
 RESULTS_MAX = 10_000
 DIRECTORY_MAX_BYTES = 8 * 1024 * 1024
 HEAD_BYTES = 512  # enough to tell a product from a page or an error
+
+
+def human(size: float) -> str:
+    """A number of bytes for people, in decimal units: 512.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.95 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def about(name: str, words: object) -> str:
+    """The words with what they are about before them, unless they begin with a file of that name."""
+    return str(words) if re.match(rf"(\S*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
 
 
 class State(Enum):
@@ -165,23 +180,48 @@ def product_name(url: str) -> str:
     return name
 
 
-def read_expected(path: Path) -> list[L1C]:
-    """The products of a catalogue answer; raises PepsError (status 2) if the file is none."""
+class Acquisition(NamedTuple):
+    """What ties an L1C product to its L2A product; `time` is UTC, of the data take or of the tile, minutes later."""
+
+    platform: str
+    tile: str
+    time: datetime
+
+
+def acquisition(name: str, tile: str = "", start: str = "") -> Acquisition | None:
+    """The acquisition of an L1C or L2A product; `tile` and `start` (ISO 8601) are for names that say neither.
+
+    Forms of names: `S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_...`; until 2016 `S2A_OPER_PRD_MSIL1C_PDMC_..._
+    V20160712T105032_...`, without a tile; `SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4`.
+    """
+    platform = re.match(r"(?:SENTINEL|S)(2[A-Z])_", name)
+    digits = re.search(r"(?:MSIL1C_|_V|SENTINEL2[A-Z]_)([0-9]{8})[T-]([0-9]{6})", name)
+    taken = "".join(digits.groups()) if digits else re.sub("[^0-9]", "", start[:19])
+    square = re.search(r"_T([0-9]{2}[A-Z]{3})(?=[_.]|$)", name) or re.fullmatch(r"T?([0-9]{2}[A-Z]{3})", tile)
+    with contextlib.suppress(ValueError):
+        if platform and square:
+            return Acquisition(f"S{platform[1]}", square[1], datetime.strptime(taken, "%Y%m%d%H%M%S"))
+    return None
+
+
+def read_expected(path: Path) -> list[Acquisition | None]:
+    """The acquisitions of a catalogue answer, None where one is not told; raises PepsError (2) if the file is none."""
     advice = "give the list of full_maja_process --json"
     try:
         with common.named_file(path, advice):
             page, _ = common.parse_page(path.read_bytes())
     except common.Unreadable as err:
         raise PepsError(f"{path} is {err}; {advice}", Status.USAGE) from err
-    return [product for product in map(L1C.from_feature, page["features"]) if product]
+    found = map(L1C.from_feature, page["features"])
+    return [acquisition(product.name, product.tile, product.start) for product in found if product]
 
 
-def acquisitions(results: Iterable[str]) -> list[common.Acquisition]:
+def acquisitions(results: Iterable[str]) -> list[Acquisition]:
     """The acquisitions that the names of results tell."""
-    return [seen for url in results if (seen := common.acquisition(unquote(url.rpartition("/")[2])))]
+    return [seen for url in results if (seen := acquisition(unquote(url.rpartition("/")[2])))]
 
 
-def missing_acquisitions(expected: Iterable[common.Acquisition], results: Iterable[str]) -> list[common.Acquisition]:
+def missing_acquisitions(expected: Iterable[Acquisition], results: Iterable[str]) -> list[Acquisition]:
     """The expected acquisitions with neither a product nor a too cloudy one, an hour from them, among the results."""
     there = acquisitions(results)
     return [
@@ -575,7 +615,9 @@ def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) 
 class FollowUp:
     """One run of a download script; `hints` are said once for a state, FINISHED's of lost dates, GONE's as a remedy."""
 
-    def __init__(self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Sequence[L1C] = ()):
+    def __init__(
+        self, jobs: list[Job], args: Any, token: str, hints: dict[State, str], listed: Sequence[Acquisition | None] = ()
+    ):
         self.jobs, self.args, self.token, self.hints, self.listed = jobs, args, token, hints, listed
         self.known, self.wanted = dict[Path, Product](), list[Product]()
         self._lengths, self._spent = True, 0.0
@@ -654,7 +696,7 @@ class FollowUp:
             told, job.told = job.told, job.report[:2]
             if told == job.told:
                 continue
-            line = common.about(job.name, job.describe(self.hints))
+            line = about(job.name, job.describe(self.hints))
             if job.report.state == State.FINISHED:
                 console.say(line, news=job.asked)
                 self._tell_results(job)
@@ -704,12 +746,12 @@ class FollowUp:
         """Say why products are not downloaded, unless that was said before."""
         for product, err in failures:
             product.status = err.status
-        lines = [(f"{product.job}: {common.about(product.path.name, err)}", err) for product, err in failures]
+        lines = [(f"{product.job}: {about(product.path.name, err)}", err) for product, err in failures]
         tell_failures("product", [(line, err) for line, err in lines if console.once(line)])
 
     def _lost_dates(self) -> int:
         """How many dates brought nothing: of each tile what the reports count, or more where the list shows more."""
-        seen = [product.acquisition for product in self.listed if product.acquisition]
+        seen = [one for one in self.listed if one]
         finished = all(job.report.state == State.FINISHED for job in self.jobs)
         results = [url for job in self.jobs for url in job.report.results]
         missing = missing_acquisitions(seen, results) if finished else []
@@ -820,7 +862,7 @@ def add_download_options(parser: common.Parser) -> None:
 
 
 def build_parser() -> common.Parser:
-    parser = common.make_parser(
+    parser = common.Parser(
         "full_maja_download",
         "Ask how FULL_MAJA jobs stand and download the products of those that are finished.",
         "-a peps.txt -l 31TCJ_20170101.log -w /path/to/31TCJ",

@@ -21,7 +21,7 @@ DAYS_MIN, DAYS_MAX = 55, 366
 
 
 def build_parser() -> common.Parser:
-    parser = common.make_parser(
+    parser = common.Parser(
         "full_maja_process",
         "Order a time series of one Sentinel-2 tile, corrected by MAJA. The log file leads full_maja_download to the "
         "products.",
@@ -60,7 +60,7 @@ def save_list(args: Any, service: Service) -> None:
     if not answer["features"]:
         raise PepsError("the catalogue has no product of that tile, time and orbit; nothing was ordered")
     common.write_json(args.json, answer)
-    dates = {product.acquisition.time.date() if product.acquisition else product.name for product in products}
+    dates = {product.start[:10] or product.name for product in products}
     hours = (60 + 25 * (len(dates) - 1)) / 60
     words = f"{common.plural(len(dates), 'date')}, listed in {args.json}: usually {hours:.0f} h of processing"
     console.say(f"{args.log}: {words}")

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import os
 import re
 import shlex
@@ -21,11 +22,12 @@ import stat
 import sys
 import threading
 import time
+from binascii import b2a_base64
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
 from enum import IntEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, quote, urljoin, urlsplit
 
@@ -53,24 +55,20 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 T = TypeVar("T")
 
 
-# Outcomes and words
-
-
 class Status(IntEnum):
-    """Exit statuses, the same for all four scripts."""
+    """Exit statuses, the same for all four scripts: first what stops a run, then what a person or time must mend."""
 
-    OK = 0
+    TERMINATED = 143
+    INTERRUPTED = 130
     FAILED = 1
     USAGE = 2
     NOT_YET = 75
-    INTERRUPTED = 130
-    TERMINATED = 143
+    OK = 0
 
 
 def worst(statuses: Iterable[Status]) -> Status:
-    """The status of a whole from those of its parts: whatever needs a person first, then what needs time."""
-    order = (Status.TERMINATED, Status.INTERRUPTED, Status.FAILED, Status.USAGE, Status.NOT_YET, Status.OK)
-    return min(statuses, key=order.index, default=Status.OK)
+    """The status of a whole from those of its parts: the one that `Status` names first."""
+    return min(statuses, key=list(Status).index, default=Status.OK)
 
 
 class PepsError(Exception):
@@ -108,12 +106,12 @@ class CutOff(Exception):
 class Console:
     """Where words go: what a person wants to know to stdout, warnings, errors and the progress bar to stderr."""
 
-    def __init__(self, prog: str = "peps_maja"):
-        self.prog, self.quiet = prog, False
+    def __init__(self) -> None:
+        self.prog, self.quiet = "peps_maja", False
         self.server: list[str] = []  # --server, if it was given
         self.account: Path | None = None
         self.due: float | None = None  # with --wait: when the next look is, in seconds of time.time
-        self.secrets: re.Pattern[str] | None = None
+        self.secrets = re.compile("(?!)")  # nothing, until an account is read
         self.bar: Any = None
         self._said: set[str] = set()
 
@@ -137,17 +135,16 @@ class Console:
     def error(self, error: object) -> None:
         """Print one line to stderr, -q or not, whatever the text quotes; what is not yet says when to look again."""
         later = f"; {self.later}" if isinstance(error, PepsError) and error.status == Status.NOT_YET else ""
-        self._print(f"{self.prog}: {error}{later}".replace("\n", " "), sys.stderr)
+        self._print(f"{self.prog}: {error}{later}", sys.stderr)
 
-    def mask(self, text: str) -> str:
-        """A text without the password, however somebody quotes it."""
-        return self.secrets.sub("***", text) if self.secrets else text
+    def clean(self, text: str) -> str:
+        """A text without the password, however somebody quotes it, and without what could forge a line."""
+        return "".join(char if char.isprintable() else " " for char in self.secrets.sub("***", text))
 
     def _print(self, text: str, stream: Any) -> None:
-        text = self.mask(f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.due else text)
-        text = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
         if stream is None:  # closed before the script began
             return
+        text = self.clean(f"{time.strftime('%Y-%m-%d %H:%M')} {text}" if self.due else text)
         try:
             # A bar without a total has no truth value.
             with contextlib.nullcontext() if self.bar is None else self.bar.external_write_mode(file=stream):
@@ -164,16 +161,7 @@ console = Console()
 
 def one_line(text: object, limit: int = 300) -> str:
     """The words of somebody else as one printable line of at most `limit` characters, without the password."""
-    return " ".join("".join(char if char.isprintable() else " " for char in console.mask(str(text))).split())[:limit]
-
-
-def human(size: float) -> str:
-    """A number of bytes for people, in decimal units: 512.3 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.95 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+    return " ".join(console.clean(str(text)).split())[:limit]
 
 
 def plural(count: int, noun: str) -> str:
@@ -190,11 +178,6 @@ def in_words(err: BaseException, path: Path | None = None) -> str:
     if file and err.errno == errno.ENOENT and not file.parent.is_dir():
         return f"{file.parent}: there is no such folder"
     return f"{file}: {words}" if file else words or type(err).__name__
-
-
-def about(name: str, words: object) -> str:
-    """The words with what they are about before them, unless they begin with a file of that name."""
-    return str(words) if re.match(rf"(\S*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
 
 
 @contextlib.contextmanager
@@ -220,8 +203,6 @@ def expected(err: BaseException) -> PepsError:
     raise err
 
 
-# The frame of a command line
-
 EXIT_STATUSES = """exit status:
   0    everything asked for is done
   75   not yet: a job waits or runs, the service or the network is out of order,
@@ -232,36 +213,32 @@ EXIT_STATUSES = """exit status:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line, and it is raised so that `run_script` alone ends the script."""
+    """A command line with the options that all four scripts have; `examples` are words behind the script's name.
+
+    An error is one line, and it is raised so that `run_script` alone ends the script.
+    """
+
+    def __init__(self, script: str, description: str, *examples: str):
+        own = Path(sys.argv[0])
+        console.prog = own.name if own.stem == script else f"{script}.py"
+        lines = [f"  {called(script)} {words}" for words in examples]
+        epilog = "\n".join(["examples:", *lines, "", EXIT_STATUSES])
+        as_it_is = argparse.RawDescriptionHelpFormatter
+        super().__init__(console.prog, description=description, epilog=epilog, formatter_class=as_it_is)
+        account = "account file: e-mail, blank, password on one line (default: peps.txt)"
+        self.add_argument("-a", "--auth", metavar="FILE", type=Path, default=Path("peps.txt"), help=account)
+        server = os.environ.get("PEPS_URL") or DEFAULT_SERVER
+        service = f"the service (default: $PEPS_URL, else {DEFAULT_SERVER})"
+        self.add_argument("--server", metavar="URL", type=server_url, default=server, help=service)
+        self.add_argument("-q", "--quiet", action="store_true", help="nothing on stdout but news")
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def error(self, message: str) -> Any:
         raise PepsError(f"{message} (see {self.prog} -h)", Status.USAGE)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        console.say(message.rstrip(), news=True)
-
-
-def make_parser(script: str, description: str, *examples: str) -> Parser:
-    """A parser with the options that all four scripts have; `examples` are words behind the script's name."""
-    own = Path(sys.argv[0])
-    lines = [f"  {called(script)} {words}" for words in examples]
-    parser = Parser(
-        prog=own.name if own.stem == script else f"{script}.py",
-        description=description,
-        epilog="\n".join(["examples:", *lines, "", EXIT_STATUSES]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "-a", "--auth", metavar="FILE", type=Path, default=Path("peps.txt"),
-        help="account file: e-mail, blank, password on one line (default: peps.txt)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--server", metavar="URL", type=server_url, default=os.environ.get("PEPS_URL") or DEFAULT_SERVER,
-        help=f"the service (default: $PEPS_URL, else {DEFAULT_SERVER})",
-    )  # fmt: skip
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing on stdout but news")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+        for line in message.splitlines():
+            console.say(line, news=True)
 
 
 def called(script: str, *words: object) -> str:
@@ -279,27 +256,21 @@ def called(script: str, *words: object) -> str:
 
 def server_url(text: str) -> str:
     """argparse type: the base URL of a service, without a trailing slash."""
-    try:
-        parts = urlsplit(text.strip())
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        good = False
-    if not good or "@" in parts.netloc or parts.query or parts.fragment or re.search(r"\s|[^ -~]", text.strip()):
-        # The text is not echoed: it may hold a password.
-        raise argparse.ArgumentTypeError(
-            f"the server (--server or $PEPS_URL) must look like {DEFAULT_SERVER}, without account or query"
-        )
-    return text.strip().rstrip("/")
+    host, path = r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", r"/[^?#@\0- \x7f-\U0010ffff]*"
+    found = re.fullmatch(rf"https?://(?:{host})(?::([0-9]{{1,5}}))?(?:{path})?", text.strip(), re.ASCII | re.IGNORECASE)
+    if not found or int(found[1] or 0) > 65535:  # the text is not echoed, for it may hold a password
+        words = f"the server (--server or $PEPS_URL) must look like {DEFAULT_SERVER}, without account or query"
+        raise argparse.ArgumentTypeError(words)
+    return found[0].rstrip("/")
 
 
 def as_date(text: str) -> date:
     """argparse type: a date of the calendar as YYYY-MM-DD (UTC)."""
-    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a date of the form YYYY-MM-DD")
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"there is no such day as {text}") from None
+    with contextlib.suppress(ValueError):
+        day = date.fromisoformat(text)
+        if str(day) == text:  # Python reads other forms, too
+            return day
+    raise argparse.ArgumentTypeError(f"there is no such day as '{text}'; write it as YYYY-MM-DD")
 
 
 def check_dates(start: str, end: str) -> None:
@@ -340,9 +311,9 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 def stop(number: int, frame: object) -> None:
     """The handler of SIGINT and SIGTERM: KeyboardInterrupt with the exit status, unless one is on its way already."""
     handled = sys.exc_info()[1]
-    while handled is not None and not isinstance(handled, KeyboardInterrupt):
+    while handled and not isinstance(handled, KeyboardInterrupt):
         handled = handled.__context__
-    if handled is None:
+    if not handled:
         raise KeyboardInterrupt(Status(128 + number))
 
 
@@ -367,50 +338,41 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an accent must not stop a run under LANG=C
     console.__init__()  # type: ignore[misc]
-    before: list[tuple[int, Any]] = []
+    before: dict[Any, Any] = {number: signal.getsignal(number) for number in STOPS}
 
-    def release(end: Any) -> None:
-        while before:  # neither way does an interrupt of the interpreter's very end say anything
-            number, handler = before.pop()
-            signal.signal(number, end if argv is None else handler)
+    def release() -> None:
+        for number, handler in before.items():  # an interrupt of the interpreter's very end says nothing
+            signal.signal(number, signal.SIG_IGN if argv is None else handler or signal.SIG_DFL)
 
     try:
-        for number in STOPS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before.append((number, signal.signal(number, stop) or signal.SIG_DFL))
-        status = outcome(build_parser, run, sys.argv[1:] if argv is None else argv, words_of)
-        release(signal.SIG_DFL)
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, stop)
+        parser = build_parser()
+        status = outcome(parser, run, words_of(sys.argv[1:] if argv is None else argv))
+        release()
     except KeyboardInterrupt as stopped:
         left = stopped.__context__  # a doubt, if it came with the last word of an order
         console.error(f"interrupted: {left}" if isinstance(left, PepsError) else "interrupted; run it again to go on")
         status = stopped.args[0]
-        release(signal.SIG_IGN)
+        release()
     return int(status)
 
 
-def outcome(build_parser: Callable[[], Parser], run: Callable[..., Status], argv: list[str], words_of: Any) -> int:
+def outcome(parser: Parser, run: Callable[..., Status], words: list[str]) -> Status:
     """Parse and run; what is expected to fail becomes a line and a status, a bug keeps its traceback."""
     try:
-        parser = build_parser()
-        console.prog = parser.prog
-        words = words_of(argv)
-        if not words:
-            parser.print_help()
-            return Status.USAGE
-        args = parser.parse_args(words)
+        args = parser.parse_args(words or ["-h"])
         console.quiet = args.quiet
         if args.server != parser.get_default("server").strip().rstrip("/"):
             console.server = ["--server", args.server]
         return run(args)
-    except SystemExit as end:  # argparse's way out of -h and --version
-        return int(end.code or 0)
+    except SystemExit:  # argparse's way out of -h and --version
+        return Status.OK if words else Status.USAGE
     except (PepsError, OSError, MemoryError) as err:
         error = expected(err)
         console.error(error)
         return error.status
-
-
-# The account, and who may see it
 
 
 def parse_account(text: str) -> tuple[str, str]:
@@ -424,8 +386,6 @@ def parse_account(text: str) -> tuple[str, str]:
 
 def read_account(path: Path) -> str:
     """The token of the account in a file (RFC 7617, in UTF-8), masked in all later output; raises PepsError (2)."""
-    from base64 import b64encode
-
     with named_file(path, "name your account file with -a"):
         content, mode = path.read_bytes(), path.stat().st_mode
     try:
@@ -433,34 +393,31 @@ def read_account(path: Path) -> str:
     except ValueError as err:
         words = "is not UTF-8 text; save it as UTF-8" if isinstance(err, UnicodeError) else err
         raise PepsError(f"account file {path} {words}", Status.USAGE) from err
-    token = b64encode(f"{email}:{password}".encode()).decode("ascii")
+    token = b2a_base64(f"{email}:{password}".encode(), newline=False).decode()
     console.secrets, console.account = secret_forms(password, token), path
     if os.name == "posix" and mode & 0o077 and not console.quiet:
-        console.error(
-            f"warning: others can read your password; keep it to you with: chmod 600 {shlex.quote(str(path))}"
-        )
+        remedy = f"chmod 600 {shlex.quote(str(path))}"
+        console.error(f"warning: others can read your password; keep it to you with: {remedy}")
     return token
 
 
 def secret_forms(password: str, token: str) -> re.Pattern[str]:
     """The forms in which somebody may quote a password: each character as it is or escaped for URL, HTML or JSON."""
-    import json
     from html.entities import codepoint2name
 
     def forms(char: str) -> str:
         number, data = ord(char), char.encode()
-        quoted = rf"{''.join(f'%{byte:02x}' for byte in data)}|&#0*{number};|&#x0*{number:x};"
-        if char == "\\":
-            return rf"\\|{quoted}"
-        plain = [char, json.dumps(char)[1:-1].lstrip("\\"), f"&{codepoint2name.get(number, 'apos')};"]
-        plain = [form for form in dict.fromkeys([*plain, data.decode("latin-1")]) if not form.isspace()]
-        return rf"\\?(?:{'|'.join(map(re.escape, plain))})|{quoted}"
+        texts = [char, json.dumps(char)[1:-1].lstrip("\\"), f"&{codepoint2name.get(number, 'apos')};"]
+        texts += [data.decode("latin-1"), "".join(f"%{byte:02x}" for byte in data)]
+        plain = [re.escape(text) for text in dict.fromkeys(texts) if text.strip()]
+        escaped = r"(?:(?<!\\)\\)?" if char != "\\" else ""
+        return rf"{escaped}(?:{'|'.join(plain)}|&#0*{number};|&#x0*{number:x};)"
 
     # A service may have folded blanks and doubled backslashes. No text matches in two ways: that could take for ever.
     pattern = "".join(
         rf"(?:[\s+]|{'|'.join(map(forms, dict.fromkeys(piece)))})*"
         if piece.isspace()
-        else f"(?:{forms(piece[0])}){'+' * (piece[0] == chr(92))}"
+        else forms(piece[0]) + "+" * (piece[0] == "\\")
         for piece in re.findall(r"\s+|\\+|\S", password)
     )
     # A short password counts as a whole word alone.
@@ -473,23 +430,15 @@ def is_loopback(host: str) -> bool:
     return bool(re.fullmatch(r"localhost\.?|127(\.[0-9]{1,3}){3}|::1", host))
 
 
-# Below these a two-letter top-level domain gives names to anybody: `maja.co.uk` does not trust `co.uk`.
-OPEN_SECOND_LEVELS = {"ac", "co", "com", "edu", "go", "gob", "gouv", "gov", "ne", "net", "or", "org"}
-
-
-def shared_domain(host: str) -> str:
-    """The parent domain whose hosts a server may share its account with, empty if there is none."""
-    parent = host.partition(".")[2]
-    labels = parent.split(".")
-    open_to_all = len(labels) < 2 or (len(labels) == 2 and labels[0] in OPEN_SECOND_LEVELS)
-    return "" if open_to_all or re.fullmatch(r"[0-9.]+|.*:.*", host) else parent
+# The parent domain of a host, if it is no address; below `co.uk` and its like anybody is given a name.
+PARENT = re.compile(r"[^.:]+\.((?!(?:ac|co|com|edu|go|gob|gouv|gov|ne|net|or|org)\.[^.]+$).+\.[a-z][^.]*)")
 
 
 def may_carry_password(url: str, server: str) -> bool:
     """Whether the account may go to a URL: by https to the server's domain, by http to a loopback server alone."""
     host, own = ((urlsplit(place).hostname or "").rstrip(".") for place in (url, server))
-    domain, scheme = shared_domain(own), urlsplit(url).scheme
-    ours = host == own or (domain and f".{host}".endswith(f".{domain}"))
+    parent, scheme = PARENT.fullmatch(own), urlsplit(url).scheme
+    ours = host == own or (parent and f".{host}".endswith(f".{parent[1]}"))
     return bool(ours) and (scheme == "https" or (scheme == "http" and is_loopback(host)))
 
 
@@ -500,13 +449,10 @@ def prefer_https(url: str, server: str) -> str:
     return parts._replace(scheme="https").geturl() if ours else url
 
 
-# Documents: bytes in, values out
-
-
 class WpsAnswer(NamedTuple):
     """A WPS 1.0.0 answer: an ExecuteResponse (also kept as the log), a status document or a refusal."""
 
-    state: str  # the name of the element in Status (`ProcessAccepted` ... `ProcessFailed`), or `Refused`
+    state: str  # the name of the element in Status: `ProcessAccepted` ... `ProcessFailed`, as of a refusal
     status_location: str = ""
     report_url: str = ""
     message: str = ""
@@ -514,7 +460,7 @@ class WpsAnswer(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        return self.state in ("ProcessFailed", "Refused")
+        return self.state == "ProcessFailed"
 
     @property
     def holds_job(self) -> bool:
@@ -523,11 +469,10 @@ class WpsAnswer(NamedTuple):
     @property
     def job_id(self) -> str:
         """The status document's stem, without PyWPS 3's `pywps-`; of a servlet the parameter that ends in `id`."""
-        parts = urlsplit(self.status_location)
-        stem, dot, suffix = parts.path.rpartition("/")[2].rpartition(".")
-        keys = [value for key, value in parse_qsl(parts.query) if re.search(r"(id|identifier)$", key, re.IGNORECASE)]
-        name = keys[0] if keys and suffix.lower() != "xml" else stem if dot else suffix
-        return name[len("pywps-") :] if name.startswith("pywps-") else name
+        place, _, query = self.status_location.partition("#")[0].partition("?")
+        file, keys = PurePosixPath(place), parse_qsl(query)
+        ids = [value for key, value in keys if re.search(r"(id|identifier)$", key, re.IGNORECASE)]
+        return (ids[0] if ids and file.suffix.lower() != ".xml" else file.stem).removeprefix("pywps-")
 
 
 def parse_wps(document: bytes, cut: bool = False) -> WpsAnswer:
@@ -538,49 +483,41 @@ def parse_wps(document: bytes, cut: bool = False) -> WpsAnswer:
     """
     error = parse_json_error(document)
     if error:
-        return WpsAnswer("Refused", message=f"{error[1]} ({error[0]})")
+        return WpsAnswer("ProcessFailed", message=f"{error[1]} ({error[0]})")
     root = parse_xml(document, cut)
-    name = root.tag.rpartition("}")[2]
-    words = one_line(" ".join(found.text or "" for found in root.findall(".//{*}ExceptionText")))
-    if name == "ExceptionReport":
-        return WpsAnswer("Refused", message=words or "no reason given")
-    if name != "ExecuteResponse":
-        raise Unreadable(f"a document <{one_line(name, 40)}> instead of a WPS answer", Status.NOT_YET)
-    state = next(iter(root.findall("{*}Status/*")), None)
+    kind, state = root.tag.rpartition("}")[2], root.find("{*}Status/*")
+    if kind not in ("ExecuteResponse", "ExceptionReport"):
+        raise Unreadable(f"a document <{one_line(kind, 40)}> instead of a WPS answer", Status.NOT_YET)
+    if state is None or kind == "ExceptionReport":
+        state = root.makeelement("ProcessFailed" if kind == "ExceptionReport" else "", {})
     found = root.findall("{*}ProcessOutputs/{*}Output/{*}Reference")
     best = [reference for reference in found if "json" in reference.get("mimeType", "").lower()] or found
     hrefs = [value for reference in best for key, value in reference.items() if key.rpartition("}")[2] == "href"]
-    progress = "" if state is None else one_line(state.get("percentCompleted", ""), 20)
-    place, report = root.get("statusLocation", "").strip(), hrefs[-1].strip() if hrefs else ""
-    words = words or one_line("" if state is None else state.text or "") or "no reason given"
-    return WpsAnswer("" if state is None else state.tag.rpartition("}")[2], place, report, words, progress)
+    reasons = " ".join(exception.text or "" for exception in root.findall(".//{*}ExceptionText"))
+    return WpsAnswer(
+        state.tag.rpartition("}")[2],
+        root.get("statusLocation", "").strip(),
+        hrefs[-1].strip() if hrefs else "",
+        one_line(reasons) or one_line(state.text or "") or "no reason given",
+        one_line(state.get("percentCompleted", ""), 20),
+    )
 
 
 def parse_xml(document: bytes, cut: bool) -> Any:
     """The root element of an XML document, with `cut` also of one that broke off; refuses a DTD, a bomb's place."""
     from xml.etree import ElementTree
 
-    class Builder(ElementTree.TreeBuilder):
-        root: Any = None
-
-        def doctype(self, name: str, pubid: object, system: object) -> None:
-            raise Unreadable("a document with a DTD, which is refused", Status.FAILED)
-
-        def start(self, tag: Any, attributes: Any) -> Any:
-            element = super().start(tag, attributes)
-            self.root = element if self.root is None else self.root
-            return element
-
     weigh(document)
-    builder = Builder()
-    parser = ElementTree.XMLParser(target=builder)  # noqa: S314  (no DTD, no entities)
+    if b"<!DOCTYPE" in document.replace(b"\0", b""):  # in UTF-16, too
+        raise Unreadable("a document with a DTD, which is refused", Status.FAILED)
+    root = None
     try:
-        parser.feed(document.lstrip())
-        return parser.close()
+        for _, element in ElementTree.iterparse(io.BytesIO(document.lstrip()), ["start"]):  # noqa: S314
+            root = element if root is None else root
     except (ElementTree.ParseError, ValueError, LookupError) as err:
-        if cut and builder.root is not None:
-            return builder.root
-        raise Unreadable("no XML document, or half of one", Status.NOT_YET) from err
+        if root is None or not cut:
+            raise Unreadable("no XML document, or half of one", Status.NOT_YET) from err
+    return root
 
 
 def weigh(document: bytes) -> int:
@@ -596,8 +533,6 @@ def weigh(document: bytes) -> int:
 
 def parse_json(document: bytes) -> Any:
     """The value of a JSON document; raises Unreadable."""
-    import json
-
     weigh(document)
     try:
         return json.loads(document)
@@ -621,37 +556,14 @@ def is_file_name(name: str) -> bool:
     return plain and len(name.encode()) <= 250
 
 
-class Acquisition(NamedTuple):
-    """What ties an L1C product to its L2A product; `time` is UTC, of the data take or of the tile, minutes later."""
-
-    platform: str
-    tile: str
-    time: datetime
-
-
-def acquisition(name: str, tile: str = "", start: str = "") -> Acquisition | None:
-    """The acquisition of an L1C or L2A product; `tile` and `start` (ISO 8601) are for names that say neither.
-
-    Forms of names: `S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_...`; until 2016 `S2A_OPER_PRD_MSIL1C_PDMC_..._
-    V20160712T105032_...`, without a tile; `SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4`.
-    """
-    platform = re.match(r"(?:SENTINEL|S)(2[A-Z])_", name)
-    digits = re.search(r"(?:MSIL1C_|_V|SENTINEL2[A-Z]_)([0-9]{8})[T-]([0-9]{6})", name)
-    taken = "".join(digits.groups()) if digits else re.sub("[^0-9]", "", start[:19])
-    square = re.search(r"_T([0-9]{2}[A-Z]{3})(?=[_.]|$)", name) or re.fullmatch(r"T?([0-9]{2}[A-Z]{3})", tile)
-    with contextlib.suppress(ValueError):
-        if platform and square:
-            return Acquisition(f"S{platform[1]}", square[1], datetime.strptime(taken, "%Y%m%d%H%M%S"))
-    return None
-
-
 class L1C(NamedTuple):
-    """One product of the catalogue."""
+    """One product of the catalogue, as far as its entry tells; `start` is ISO 8601, UTC."""
 
     name: str
     storage: str
     orbit: int | None
-    acquisition: Acquisition | None
+    tile: str
+    start: str
 
     @classmethod
     def from_feature(cls, feature: object) -> L1C | None:
@@ -662,8 +574,8 @@ class L1C(NamedTuple):
             return None
         storage = as_dict(properties.get("storage")).get("mode")
         orbit = re.search(r"_R([0-9]{3})_", name)
-        when = acquisition(name, *(str(properties.get(key)) for key in ("mgrs", "startDate")))
-        return cls(name, one_line(storage or "unknown", 20), int(orbit[1]) if orbit else None, when)
+        tile, start = (str(properties.get(key) or "") for key in ("mgrs", "startDate"))
+        return cls(name, one_line(storage or "unknown", 20), int(orbit[1]) if orbit else None, tile, start)
 
 
 def as_dict(value: object) -> dict[str, Any]:
@@ -905,7 +817,7 @@ class Service:
                 return
             received += len(piece)
             yield piece
-        raise PepsError(f"the {what} from {host_of(response.url)} is larger than {human(most)}; refused")
+        raise PepsError(f"the {what} from {host_of(response.url)} is larger than {most / 1e6:.1f} MB; refused")
 
     def read(self, url: str, what: str, parse: Callable[[bytes], T]) -> tuple[bytes, T]:
         """A document byte for byte, and its value; raises PepsError."""

@@ -25,7 +25,7 @@ HINTS = {
 
 
 def build_parser() -> common.Parser:
-    parser = common.make_parser(
+    parser = common.Parser(
         "peps_maja_download",
         "Ask how the MAJA jobs of a product list stand and download the products of those that are finished.",
         "-p prod_list_toulouse.txt -a peps.txt -w /mnt/data/PEPS_MAJA",

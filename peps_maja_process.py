@@ -37,7 +37,7 @@ def as_moment(text: str) -> str:
 
 
 def build_parser() -> common.Parser:
-    parser = common.make_parser(
+    parser = common.Parser(
         "peps_maja_process",
         "Search the catalogue and order one MAJA job for each Sentinel-2 L1C product found. For a whole time series "
         "of a tile, full_maja_process is far cheaper. The product list leads peps_maja_download to the products.",
@@ -162,7 +162,8 @@ class Order:
     def refuse(self, product: L1C, err: PepsError, log: Path) -> None:
         self.statuses.append(err.status)
         way = f"; {common.way_out(log)}" if isinstance(err, OrderInDoubt) else ""
-        console.error(PepsError(common.about(product.name, err) + way, err.status))
+        words = str(err) if product.name in str(err) else f"{product.name}: {err}"
+        console.error(PepsError(words + way, err.status))
 
 
 def job_url(args: Any, product: L1C) -> str:

@@ -16,8 +16,8 @@ from stories import answer, failed, refusal
 
 import full_maja_download as download
 import peps_common as common
-from full_maja_download import State, parse_report, product_name
-from peps_common import L1C, PepsError, Status, Unreadable, acquisition, parse_wps
+from full_maja_download import State, acquisition, parse_report, product_name
+from peps_common import L1C, PepsError, Status, Unreadable, parse_wps
 from peps_maja_process import as_moment
 
 # The same examples in every run, however slow the machine: a failure is a failure, and not chance.
@@ -283,7 +283,7 @@ NAMES = [  # name, mgrs and startDate of the catalogue, the acquisition
 def test_acquisition_of_a_name(name, tile, start, expected):
     """Platform, tile and time tie an L1C product to its L2A product, in names of all eras."""
     found = acquisition(name, tile, start)
-    assert found == (expected and common.Acquisition(*expected[:2], datetime.strptime(expected[2], "%Y%m%dT%H%M%S")))
+    assert found == (expected and download.Acquisition(*expected[:2], datetime.strptime(expected[2], "%Y%m%dT%H%M%S")))
 
 
 @pytest.mark.parametrize(("l1c", "l2a", "paired"), [
@@ -496,7 +496,7 @@ def test_clean_text_is_one_printable_line(text, limit):
 
 
 @pytest.mark.parametrize(("words", "value", "expected"), [
-    *((common.human, size, expected) for size, expected in (
+    *((download.human, size, expected) for size, expected in (
         (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"),
         (512_300_000, "512.3 MB"), (1.6e9, "1.6 GB"), (5e12, "5000.0 GB"))),
     *((download.duration, seconds, expected) for seconds, expected in (
