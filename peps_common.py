@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, quote, urljoin, urlsplit
@@ -704,69 +705,44 @@ class Patience(threading.local):
         finally:
             self.until = before
 
-
-class Receiver(io.RawIOBase):
-    """The bytes of a socket, as long as the patience lasts: a timeout alone begins anew with each byte that drips."""
-
-    def __init__(self, sock: Any, raw: Any, patience: Patience):
-        self._sock, self._raw, self._patience, self._limit = sock, raw, patience, 0.0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left = min(self._patience.until - time.monotonic(), READ_TIMEOUT_S)
-        if max(0, self._limit - 1) < left <= self._limit:  # more than this for each record would slow TLS down
-            return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
+    def receive(self, sock: Any, buffer: Any) -> int:
+        """Read from a socket while the patience lasts: a timeout alone begins anew with each byte that drips."""
+        left, limit = min(self.left(), READ_TIMEOUT_S), sock.gettimeout()
         if left <= 0:
             raise TimeoutError("timed out")
-        if self._patience.ordering:
-            return self._read_heard(buffer, left)
-        self._sock.settimeout(left)
-        self._limit = left
-        return int(self._sock.recv_into(buffer))
-
-    def _read_heard(self, buffer: Any, left: float) -> int:
-        """Read, with signals heard while nothing has come, and not with the last byte of an answer in hand."""
+        if not self.ordering:
+            if not max(0, limit - 1) < left <= limit:  # to set it for each record would slow TLS down
+                sock.settimeout(left)
+            return int(sock.recv_into(buffer))
         from select import select
         from ssl import SSLWantReadError
 
+        sock.settimeout(0)
         try:
-            self._sock.settimeout(0)
-            return int(self._sock.recv_into(buffer))
+            return int(sock.recv_into(buffer))
         except (BlockingIOError, SSLWantReadError):
-            with stops(held=False):
-                select([self._sock], [], [], min(left, 1))
+            with stops(held=False):  # heard while nothing has come, and not with the answer's last byte in hand
+                select([sock], [], [], min(left, 1))
         finally:
-            self._sock.settimeout(left)
-        return self.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+            sock.settimeout(left)
+        return self.receive(sock, buffer)
 
 
 class Watched:
-    """Mixed into urllib3's connections: they tell when a request is handed over, and read with patience."""
+    """Mixed into urllib3's connections: they tell that a request may be handed over, and read with patience."""
 
     patience: Patience
-    sock: Any
 
     def connect(self) -> None:
         with stops(held=False):
             super().connect()  # type: ignore[misc]
-
-    def request(self, *args: Any, **options: Any) -> None:
-        if self.sock is None:
-            self.connect()
         self.patience.handed_over = True
-        super().request(*args, **options)  # type: ignore[misc]
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> Any:
         from http.client import HTTPResponse
 
-        response = HTTPResponse(sock, *args, **options)
-        response.fp = io.BufferedReader(Receiver(sock, response.fp, self.patience))
+        response: Any = HTTPResponse(sock, *args, **options)
+        response.fp.raw.readinto = partial(self.patience.receive, sock)
         return response
 
 
