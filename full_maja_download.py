@@ -610,7 +610,7 @@ class FollowUp:
     def _look(self) -> None:
         """Ask how the jobs stand that have not ended, side by side, say it, and download."""
         jobs = [job for job in self.jobs if not job.ended]
-        self.service.look_anew()
+        self.service.silent.clear()  # what was out of order is asked again
         self._learn(lambda job: job.ask(self.service), jobs, common.ASK_AT_ONCE)
         left = [product for product in self.wanted if product.status == Status.NOT_YET]
         list(in_threads(self._measure, left, self.args.jobs))

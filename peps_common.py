@@ -21,7 +21,6 @@ import stat
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
 from enum import IntEnum
@@ -749,13 +748,11 @@ class Watched:
 def make_session(patience: Patience, connections: int) -> Any:
     """A requests session whose tries, urllib3's Retry, end with the patience."""
     import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.exceptions import InvalidHeader
-    from urllib3.util.retry import Retry
+    import urllib3
 
-    class PatientRetry(Retry):
+    class PatientRetry(urllib3.Retry):
         def get_retry_after(self, response: Any) -> float | None:
-            with contextlib.suppress(InvalidHeader, ValueError, OverflowError, AttributeError):
+            with contextlib.suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError, AttributeError):
                 return super().get_retry_after(response)
             return None
 
@@ -764,17 +761,16 @@ def make_session(patience: Patience, connections: int) -> Any:
             once = patience.wish or (patience.ordering and patience.handed_over)  # urllib3 would repeat a GET
             wait = float("inf") if once else self.get_retry_after(response) or self.get_backoff_time()
             tries = self if wait < patience.left() else self.new(total=0)
-            following = Retry.increment(tries, method, url, response, *args, **more)
+            following = urllib3.Retry.increment(tries, method, url, response, *args, **more)
             if response is not None:
                 response.close()  # urllib3 would read it to its end
             return following
 
-    class Adapter(HTTPAdapter):
+    class Adapter(requests.adapters.HTTPAdapter):
         def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
             pool = super().get_connection_with_tls_context(*args, **options)
-            kind = pool.ConnectionCls
-            if not issubclass(kind, Watched):
-                pool.ConnectionCls = type("Connection", (Watched, kind), {"patience": patience})
+            if not issubclass(pool.ConnectionCls, Watched):
+                pool.ConnectionCls = type("Connection", (Watched, pool.ConnectionCls), {"patience": patience})
             return pool
 
     session = requests.Session()
@@ -798,22 +794,17 @@ class Service:
 
             import requests
             import urllib3
-        except ImportError:
-            urllib3 = None  # type: ignore[assignment]
-        if not hasattr(getattr(urllib3, "HTTPResponse", None), "read1"):  # older ones take a cut body for a whole one
+
+            urllib3.HTTPResponse.read1  # noqa: B018  (older ones have none, and take a cut body for a whole one)
+        except (ImportError, AttributeError) as err:
             what = "requests with urllib3 2.2 or later is needed: python -m pip install -U requests urllib3"
-            raise PepsError(what, Status.USAGE)
+            raise PepsError(what, Status.USAGE) from err
         self.base, self._token, self.patience = base, token, Patience()
         self._failures = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
         self._request = requests.Request
-        self._silent: Counter[str] = Counter()
-        self._causes: dict[str, CommonCause] = {}  # by host; that of a refused account stands under ""
+        self._refused: CommonCause | None = None  # the account
+        self.silent: dict[str, list[CommonCause]] = {}  # by host, what has had no answer there since the last one
         self._session = make_session(self.patience, connections)
-
-    def look_anew(self) -> None:
-        """Forget which hosts were out of order."""
-        self._silent.clear()
-        self._causes = {host: cause for host, cause in self._causes.items() if not host}
 
     def _sign(self, request: Any) -> Any:
         # Decided on the URL as requests has normalised it, so that no two parsers can disagree on the host.
@@ -846,7 +837,8 @@ class Service:
         self, url: str, what: str, *, method: str = "GET", headers: Any = None, accept: Any = (200,), wish: bool = False
     ) -> Any:
         """Ask for a URL, a `wish` once; returns the response, its body unread, raises PepsError, Gone if 404 twice."""
-        cause = self._causes.get("") or self._causes.get(host_of(url))
+        silent = self.silent.get(host_of(url), [])
+        cause = self._refused or (silent[-1] if len(silent) >= SILENT_MAX else None)
         if cause:
             raise CommonCause(str(cause), cause.status)
         self.patience.wish = wish
@@ -856,7 +848,7 @@ class Service:
             time.sleep(MOMENT_S)
             response = self._send(method, url, what, headers)
         if response.status_code not in RETRIED:
-            self._silent[host_of(response.url)] = 0
+            self.silent.pop(host_of(response.url), None)
         if response.status_code in accept:
             return response
         document = b""
@@ -930,10 +922,8 @@ class Service:
 
         host = host_of(url)
         if isinstance(innermost(err), SSLCertVerificationError):
-            return CommonCause(
-                f"{host} cannot prove that it is {host} ({reason(err)}), so nothing was sent to it; behind a proxy of "
-                "your own name its CA in REQUESTS_CA_BUNDLE"
-            )
+            words = f"{host} cannot prove that it is {host} ({reason(err)}), so nothing was sent to it"
+            return CommonCause(f"{words}; behind a proxy of your own name its CA in REQUESTS_CA_BUNDLE")
         if isinstance(err, ValueError) and type(err).__name__ != "InvalidHeader":  # InvalidURL and its kin
             return PepsError(f"the address of the {what}, '{one_line(url)}', is refused: {one_line(err)}")
         return self._out_of_order(host, f"{host} gives no answer ({reason(err)})")
@@ -942,9 +932,8 @@ class Service:
         tries = f", tried {self.patience.tried} times" if self.patience.tried > 1 else ""
         ended = "; PEPS announced the end of its service for 2026-03-25" if self.base == DEFAULT_SERVER else ""
         cause = CommonCause(f"{words}{tries}{ended}", Status.NOT_YET)
-        self._silent[host] += not self.patience.wish
-        if self._silent[host] >= SILENT_MAX:
-            self._causes[host] = cause
+        if not self.patience.wish:
+            self.silent.setdefault(host, []).append(cause)
         return cause
 
     def refusal(self, response: Any, what: str, code: int, words: str) -> PepsError:
@@ -952,13 +941,11 @@ class Service:
         host, signed = host_of(response.url), "Authorization" in response.request.headers
         said = f": {words}" if words else ""
         if code in (401, 403) and not signed:
-            return PepsError(
-                f"{host} wants an account ({code}) for the {what}, but yours goes only over https and only to hosts "
-                f"of {host_of(self.base)}'s own domain"
-            )
+            ours = f"yours goes only over https and only to hosts of {host_of(self.base)}'s own domain"
+            return PepsError(f"{host} wants an account ({code}) for the {what}, but {ours}")
         if code == 401:
-            self._causes[""] = CommonCause(f"{host} refused the account (401){said}; check {console.account}")
-            return self._causes[""]
+            self._refused = CommonCause(f"{host} refused the account (401){said}; check {console.account}")
+            return self._refused
         if code == 403:
             return CommonCause(f"{host} refused the {what} (403){said}; may the account in {console.account} have it?")
         if code in (404, 410) and what in ("search", "order"):
@@ -1013,20 +1000,16 @@ parsing = threading.Lock()  # one document at a time, so that sixteen hostile on
 
 def host_of(url: str) -> str:
     """The host of a URL for messages, with its port where that is not the usual one."""
-    try:
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        host, port = parts.hostname or url, parts.port
-    except ValueError:
-        return one_line(url, 100)
-    usual = {"http": 80, "https": 443}.get(parts.scheme)
-    return one_line(host if port in (None, usual) else f"{host}:{port}", 100)
+        usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "\0")
+        url = parts.netloc.rpartition("@")[2].lower().removesuffix(usual) or url
+    return one_line(url, 100)
 
 
 def innermost(err: BaseException) -> BaseException:
-    """What an error came from in the end; urllib3 keeps it as `reason` or in the arguments, too."""
-    inside = [getattr(err, "reason", None), err.__cause__, err.__context__, *err.args]
-    cause = next((one for one in inside if isinstance(one, BaseException) and one is not err), None)
-    return innermost(cause) if cause else err
+    """What an error came from in the end."""
+    return innermost(err.__context__) if err.__context__ else err
 
 
 def reason(err: BaseException) -> str:
@@ -1046,18 +1029,15 @@ def error_words(document: bytes, code: int) -> tuple[int, str]:
 
 def search_url(base: str, area: str, start: str, end: str) -> str:
     """A catalogue request (resto 2), for its first page."""
-    return (
-        f"{base}/resto/api/collections/S2ST/search.json?{area}&startDate={start}&completionDate={end}"
-        f"&maxRecords={PAGE_RECORDS}&productType=S2MSI1C"
-    )
+    more = f"startDate={start}&completionDate={end}&maxRecords={PAGE_RECORDS}&productType=S2MSI1C"
+    return f"{base}/resto/api/collections/S2ST/search.json?{area}&{more}"
 
 
 def execute_url(base: str, identifier: str, inputs: dict[str, object], flags: str) -> str:
     """A WPS 1.0.0 execute request as key-value pairs; `;` and `=` inside datainputs stay as they are."""
     pairs = ";".join(f"{key}={quote(str(value), safe='')}" for key, value in inputs.items())
-    return (
-        f"{base}/resto/wps?request=execute&service=WPS&version=1.0.0&identifier={identifier}&datainputs={pairs}&{flags}"
-    )
+    process = f"request=execute&service=WPS&version=1.0.0&identifier={identifier}"
+    return f"{base}/resto/wps?{process}&datainputs={pairs}&{flags}"
 
 
 # Part files: where bytes reach the disk
