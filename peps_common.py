@@ -973,7 +973,6 @@ class Service:
         `area` is its part of the query, such as `tileid=31TCJ`; `start` to before `end` are ISO 8601, UTC.
         """
         query = search_url(self.base, area, start, end)
-        merged: dict[str, Any] = {}
         found: dict[object, tuple[object, L1C | None]] = {}
         heavy = 0
         for number in range(1, 101):
@@ -982,17 +981,15 @@ class Service:
             for feature in page["features"]:
                 product = L1C.from_feature(feature)
                 found.setdefault(product.name if product else repr(feature), (feature, product))
-            merged = merged or page
             more = more and len(found) > before  # a server that does not know `page` sends the same one for ever
             if not more or heavy > CATALOGUE_MAX_BYTES:
                 break
         if more:
             raise PepsError(f"the catalogue's answer does not end after {plural(number, 'page')}; narrow the search")
         kept = [one for one in found.values() if relative_orbit in (None, one[1] and one[1].orbit)]
-        numbers = {"totalResults": len(kept), "startIndex": 1, "itemsPerPage": len(kept), "links": []}
-        merged["properties"] = {**as_dict(merged.get("properties")), **numbers}
-        merged["features"] = [feature for feature, _ in kept]
-        return merged, [product for _, product in kept if product]
+        features = [feature for feature, _ in kept]
+        answer = {"type": "FeatureCollection", "properties": {"totalResults": len(kept)}, "features": features}
+        return answer, [product for _, product in kept if product]
 
 
 parsing = threading.Lock()  # one document at a time, so that sixteen hostile ones take the memory of one
