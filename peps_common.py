@@ -958,14 +958,14 @@ class Service:
 
     def refused_order(self, response: Any, document: bytes) -> PepsError | None:
         """The refusal that an answer to an order is in so many words; None where it leaves a doubt."""
-        status, error = response.status_code, parse_json_error(document, response.status_code)
+        status = response.status_code
         code, words = error_words(document, status)
-        for now in (429, 503):
-            if now in (code, status):
-                return self.refusal(response, "order", now, words)
-        if words and not error:
+        code = status if status in (429, 503) else code
+        if code == 503 or (400 <= code < 500 and code != 408):
+            return self.refusal(response, "order", code, words)
+        if words and not parse_json_error(document):
             return PepsError(f"{host_of(response.url)} refused the order: {words}")
-        return self.refusal(response, "order", code, words) if 400 <= code < 500 and code != 408 else None
+        return None
 
     def search(self, area: str, start: str, end: str, relative_orbit: int | None) -> tuple[dict[str, Any], list[L1C]]:
         """The L1C products of the catalogue, of one relative orbit or of all, in one FeatureCollection and by name.
