@@ -1037,9 +1037,6 @@ def execute_url(base: str, identifier: str, inputs: dict[str, object], flags: st
     return f"{base}/resto/wps?{process}&datainputs={pairs}&{flags}"
 
 
-# Part files: where bytes reach the disk
-
-
 def part_path(path: Path, suffix: str = ".part") -> Path:
     """Where a file grows."""
     return path.parent / (path.name + suffix)
@@ -1053,16 +1050,6 @@ def require_plain(path: Path) -> Path:
     return path
 
 
-def open_own(name: str, flags: int) -> int:
-    """An opener for a file of ours, made if it is missing: no link is followed, and no pipe waited for."""
-    careful = sum(getattr(os, word, 0) for word in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
-    number = os.open(name, os.O_RDWR | os.O_CREAT | careful, 0o666)
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise OSError(errno.EINVAL, "not a plain file", name)
-    return number
-
-
 @contextlib.contextmanager
 def part_file(path: Path, wait_s: float = 0, suffix: str = ".part") -> Iterator[io.FileIO]:
     """Open `<path>.part`, which grows until `finish` gives it its name, and lock it for this process, however it ends.
@@ -1070,8 +1057,11 @@ def part_file(path: Path, wait_s: float = 0, suffix: str = ".part") -> Iterator[
     An empty one is removed. Raises AnotherRun (status 75) when another run still holds it after `wait_s` seconds.
     """
     part, end = part_path(path, suffix), time.monotonic() + wait_s
+    make = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        file: Any = open(part, "r+b", buffering=0, opener=open_own)  # noqa: SIM115  (closed below)
+        require_plain(part)
+        opener = lambda name, flags: os.open(name, flags | make, 0o666)  # noqa: E731
+        file: Any = open(part, "r+b", buffering=0, opener=opener)  # noqa: SIM115  (closed below)
         free = lock(file)
         if free and is_same(file, part):  # else the last owner renamed or removed it while this one was opening it
             break
@@ -1165,8 +1155,7 @@ def write_json(path: Path, value: object) -> None:
 def make_folder(folder: Path) -> None:
     """Make the folder for the products, but not its parents: `/mnt/data` may only not be mounted yet."""
     with named_file(folder, "make the folder, or choose another one with -w"):
-        if not folder.is_dir():
-            folder.mkdir()
+        folder.mkdir(exist_ok=True)
 
 
 def check_files(files: dict[str, Path | None]) -> None:
