@@ -427,13 +427,13 @@ class Job:
         try:
             answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
-            self.doubt, answer = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}"), None
+            self.doubt, answer = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}"), common.WpsAnswer("")
             with contextlib.suppress(OSError, PepsError):
                 answer = common.parse_wps(self.log.read_bytes(), cut=True)
-            if answer is None:
+            if not answer.holds_job:
                 raise self.doubt from err
             console.error(self.doubt)
-        if answer is None:
+        if not (answer.state or answer.status_location):
             with common.named_file(self.log, advice):
                 raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
         if answer.failed:

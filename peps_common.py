@@ -738,9 +738,7 @@ class Watched:
         self.patience.handed_over = True
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> Any:
-        from http.client import HTTPResponse
-
-        response: Any = HTTPResponse(sock, *args, **options)
+        response: Any = super().response_class(sock, *args, **options)  # type: ignore[misc]
         response.fp.raw.readinto = partial(self.patience.receive, sock)
         return response
 
@@ -790,8 +788,6 @@ class Service:
 
         warnings.simplefilter("ignore")  # http.cookiejar shows a traceback of what a hostile cookie brings about
         try:
-            from http.client import HTTPException
-
             import requests
             import urllib3
 
@@ -800,11 +796,11 @@ class Service:
             what = "requests with urllib3 2.2 or later is needed: python -m pip install -U requests urllib3"
             raise PepsError(what, Status.USAGE) from err
         self.base, self._token, self.patience = base, token, Patience()
-        self._failures = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
+        self._failures = (OSError, ValueError, urllib3.exceptions.HTTPError)
         self._request = requests.Request
         self._refused: CommonCause | None = None  # the account
         self.silent: dict[str, list[CommonCause]] = {}  # by host, what has had no answer there since the last one
-        self._session = make_session(self.patience, connections)
+        self.session = make_session(self.patience, connections)
 
     def _sign(self, request: Any) -> Any:
         # Decided on the URL as requests has normalised it, so that no two parsers can disagree on the host.
@@ -813,18 +809,18 @@ class Service:
             request.headers["Authorization"] = f"Basic {self._token}"
         return request
 
-    def _send(self, method: str, url: str, what: str, headers: Any = None) -> Any:
+    def send(self, method: str, url: str, what: str, headers: Any = None) -> Any:
         """One request and its redirects, followed by hand so that each hop is signed, or not, by the same rule."""
         for _ in range(10):
             self.patience.tried = 0
             try:
                 url = prefer_https(url, self.base)
-                request = self._session.prepare_request(self._request(method, url, headers, auth=self._sign))
-                settings = self._session.merge_environment_settings(request.url, {}, True, None, None)
+                request = self.session.prepare_request(self._request(method, url, headers, auth=self._sign))
+                settings = self.session.merge_environment_settings(request.url, {}, True, None, None)
                 if is_loopback(urlsplit(request.url).hostname or ""):
                     settings["proxies"] = {}
                 timeout = (min(CONNECT_TIMEOUT_S, max(self.patience.left(), 0.001)), READ_TIMEOUT_S)
-                response = self._session.send(request, timeout=timeout, allow_redirects=False, **settings)
+                response = self.session.send(request, timeout=timeout, allow_redirects=False, **settings)
                 if not response.is_redirect:
                     return response
                 response.close()
@@ -842,11 +838,11 @@ class Service:
         if cause:
             raise CommonCause(str(cause), cause.status)
         self.patience.wish = wish
-        response = self._send(method, url, what, headers)
+        response = self.send(method, url, what, headers)
         if response.status_code in (404, 410) and not wish:
             response.close()
             time.sleep(MOMENT_S)
-            response = self._send(method, url, what, headers)
+            response = self.send(method, url, what, headers)
         if response.status_code not in RETRIED:
             self.silent.pop(host_of(response.url), None)
         if response.status_code in accept:
@@ -899,29 +895,10 @@ class Service:
                 refused = PepsError(f"{host_of(response.url)} sent, as the {what}, {err}", err.status)
         raise refused
 
-    def submit(self, url: str, keep: Callable[[bytes], None]) -> tuple[Any, str]:
-        """Send an execute request once, hand each piece of the answer to `keep`, and return what is wrong with its end.
-
-        `patience.handed_over` tells, also after an error, whether the request may have arrived.
-        """
-        with self.patience.lasting(PATIENCE_S):
-            self._session.close()  # a connection kept from the catalogue may be dead, and the order in doubt
-            response = self._send("GET", url, "order", {"Connection": "close"})
-            why = f"{host_of(response.url)} answered {response.status_code}" if response.status_code >= 300 else ""
-            try:
-                with response:
-                    for piece in self.pieces(response, "answer", DOCUMENT_MAX_BYTES):
-                        keep(piece)
-            except (CutOff, PepsError) as err:
-                why = why or f"its answer broke off: {err}"
-        return response, why
-
     def _no_answer(self, url: str, what: str, err: BaseException) -> PepsError:
         """The error that a failure of the network is."""
-        from ssl import SSLCertVerificationError
-
         host = host_of(url)
-        if isinstance(innermost(err), SSLCertVerificationError):
+        if type(innermost(err)).__name__ == "SSLCertVerificationError":
             words = f"{host} cannot prove that it is {host} ({reason(err)}), so nothing was sent to it"
             return CommonCause(f"{words}; behind a proxy of your own name its CA in REQUESTS_CA_BUNDLE")
         if isinstance(err, ValueError) and type(err).__name__ != "InvalidHeader":  # InvalidURL and its kin
@@ -1170,52 +1147,45 @@ def check_files(files: dict[str, Path | None]) -> None:
             raise PepsError(words, Status.USAGE)
 
 
-# The log, and the order that goes into it
-
 NOTE = b"PEPS order, in doubt until its answer stands below and in the log\n"
+TAKEN = "choose another log file, or let --force replace it (it is kept as a copy)"
 
 
 def beside(log: Path, suffix: str) -> Path:
     """The file beside a log: `X.stat` or `X.json` for `X.log`; the suffix is added to any other name."""
-    stem = log.name[: -len(".log")] if log.name.endswith(".log") else log.name
-    return log.parent / (stem + suffix)
+    return log.with_suffix(suffix) if log.suffix == ".log" else part_path(log, suffix)
 
 
-TAKEN = "choose another log file, or let --force replace it (it is kept as a copy)"
-
-
-def look_at(log: Path, part: io.FileIO | None = None, advice: str = TAKEN) -> WpsAnswer | None:
-    """The answer in a log file, refused or not, None if there is none; what a killed order left beside it is settled.
+def look_at(log: Path, part: io.FileIO | None = None, advice: str = TAKEN) -> WpsAnswer:
+    """The answer in a log file, refused or not, an empty one if there is none; what a killed order left is settled.
 
     Raises OrderInDoubt; PepsError (status 2) for a file that is no WPS answer.
     """
-    with contextlib.ExitStack() as stack, named_file(log, advice):
+    document = b""
+    with named_file(log, advice):
         require_plain(log)
         if part is None and os.path.lexists(part_path(log)):
-            settle(stack.enter_context(part_file(log)), log)
-        if not log.exists():
-            return None
-        with open(log, "rb") as file:
+            with part_file(log) as left:
+                settle(left, log)
+        with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
             document = file.read(DOCUMENT_MAX_BYTES)
     try:
-        return parse_wps(document, cut=True) if document.strip() else None
+        return parse_wps(document, cut=True) if document.strip() else WpsAnswer("")
     except Unreadable as err:
         raise PepsError(f"{log}: {err}; {advice}", Status.USAGE) from err
 
 
 def find_log(name: str, folders: Iterable[Path]) -> Path:
     """A product's log: where it holds a job or stands in doubt, else where there is one, else in the first folder."""
-    logs = [folder / f"{name}.log" for folder in folders]
-    for log in logs:
+
+    def taken(log: Path) -> bool:
         try:
-            answer = look_at(log)
-            if answer and answer.holds_job:
-                return log
-        except OrderInDoubt:
-            return log
-        except PepsError:
-            continue
-    return next((log for log in logs if log.exists()), logs[0])
+            return look_at(log).holds_job
+        except PepsError as err:
+            return isinstance(err, OrderInDoubt)
+
+    logs = [folder / f"{name}.log" for folder in folders]
+    return next(itertools.chain(filter(taken, logs), filter(Path.exists, logs), logs))
 
 
 def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[WpsAnswer, bool]:
@@ -1227,78 +1197,71 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[W
     with contextlib.ExitStack() as stack:
         with named_file(log, "nothing was sent, choose another log file"):
             require_plain(log)
-            require_plain(part_path(log, ".new"))
             part = stack.enter_context(part_file(log))
             answer = settle(part, log, force)
-        if not (answer or force):
+        if not (answer.holds_job or force):
             answer = look_at(log, part)
-        if answer and answer.holds_job:
+        if answer.holds_job:
             return answer, False
-        service.patience.ordering = True
         with stops(held=True):
             return place(service, url, part, log), True
 
 
-def write_note(part: io.FileIO, log: Path, url: str) -> int:
-    """Note durably that an order is about to be sent, with room for its answer behind; returns where that begins."""
+def write_note(part: io.FileIO, log: Path, url: str) -> None:
+    """Note durably that an order is about to be sent, with room for its answer behind, where the file stands then."""
     note = NOTE + f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {url}\n\n".encode()
     with named_file(log, "nothing was sent, choose another log file"):
         part.seek(0)
         write(part, note + bytes(65536))
         os.fsync(part.fileno())
         sync_folder(log)
-        return part.seek(len(note))
+        part.seek(len(note))
 
 
 def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
     """Note an order, send it once, and conclude: its answer becomes the log, the note goes, or the doubt stays."""
-    answer, response, why, stopped = bytearray(), None, "", None
-
-    def keep(piece: bytes) -> None:
-        answer.extend(piece)
-        write(part, piece)
-
-    service.patience.handed_over = False
+    answer, response, why, stopped, patience = bytearray(), None, "", None, service.patience
+    patience.ordering, patience.handed_over = True, False
     try:
-        begin = write_note(part, log, url)
-        response, why = service.submit(url, keep)
-    except (PepsError, OSError, MemoryError, KeyboardInterrupt) as err:
-        if not service.patience.handed_over:
+        write_note(part, log, url)
+        service.session.close()  # a connection kept from the catalogue may be dead, and the order in doubt
+        with patience.lasting(PATIENCE_S), service.send("GET", url, "order", {"Connection": "close"}) as response:
+            why = f"{host_of(response.url)} answered {response.status_code}" if response.status_code >= 300 else ""
+            for piece in service.pieces(response, "answer", DOCUMENT_MAX_BYTES):
+                answer += piece
+                write(part, piece)
+    except (CutOff, PepsError, OSError, MemoryError, KeyboardInterrupt) as err:
+        if not patience.handed_over:
             forget(part)
             raise
         stopped = err if isinstance(err, KeyboardInterrupt) else None
-        why = "interrupted before its answer was there" if stopped else in_words(err)
+        why = why or ("interrupted before its answer was there" if stopped else in_words(err))
     with contextlib.suppress(OSError):
-        part.truncate(begin + len(answer))
         os.fsync(part.fileno())
     refused = service.refused_order(response, bytes(answer)) if response is not None else None
-    if refused:
-        forget(part)
-        raise refused
     try:
-        job = settle(part, log, why=why, answer=bytes(answer))
-    except OrderInDoubt as err:
-        err.status = stopped.args[0] if stopped else err.status
-        raise
-    if stopped:
-        raise stopped
-    assert job  # what is no job was raised
-    return job
+        if refused:
+            forget(part)
+            raise refused
+        return settle(part, log, why=why, answer=bytes(answer))
+    finally:
+        if stopped:  # it names what it comes with, such as the doubt
+            raise stopped
 
 
-def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answer: bytes = b"") -> WpsAnswer | None:
-    """Deal with what an order left in a log's part file: a job becomes the log, and is returned.
+def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answer: bytes = b"") -> WpsAnswer:
+    """Deal with what an order left in a log's part file: a job becomes the log, and is returned, else an empty answer.
 
     `answer` is what has come, if that is known. Raises OrderInDoubt, with what is known of the reason, unless `force`
     moves the doubt to `<log>.1`.
     """
     part.seek(0)
-    content = part.read(DOCUMENT_MAX_BYTES + CHUNK_BYTES)
-    noted = re.match(re.escape(NOTE) + rb"(\S+) (\S+)\n\n", content)
-    document = answer or content[noted.end() if noted else 0 :].rstrip(b"\0")
-    if not noted and (not document.strip() or content.startswith(NOTE) or NOTE.startswith(content)):
+    content = part.read(DOCUMENT_MAX_BYTES + CHUNK_BYTES).rstrip(b"\0")
+    noted = re.match(re.escape(NOTE) + rb"(\S+) (\S+)/resto/\S+\n\n", content)
+    if not noted and (content.startswith(NOTE) or NOTE.startswith(content)):
         part.truncate(0)  # the note itself was not yet written, so nothing was sent
-        return None
+        return WpsAnswer("")
+    document = answer or content[noted.end() if noted else 0 :]
     rest = f"; what came as its answer is in {part.name}" if document.strip() else ""
     try:
         found = parse_wps(document, cut=True)
@@ -1309,14 +1272,13 @@ def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answe
     except Unreadable as err:
         why = why or (f"its answer is {err}" if rest else "its answer is empty, or was lost")
     if force:
-        keep_copy(log, content.rstrip(b"\0"))
+        keep_copy(log, content)
         part.truncate(0)
-        return None
-    when, url = (found.decode(errors="replace") for found in noted.groups()) if noted else ("an older run", "")
-    place = url.partition("/resto/")[0]
+        return WpsAnswer("")
+    when, place = (word.decode(errors="replace") for word in noted.groups()) if noted else ("an older run", "PEPS")
     raise OrderInDoubt(
         f"{log}: the order of {when} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
-        f"look at your jobs{place and f' on {place}'}"
+        f"look at your jobs on {place}"
     )
 
 
@@ -1352,12 +1314,7 @@ def name_log(part: io.FileIO, log: Path, document: bytes, answer: WpsAnswer) -> 
 
 
 def keep_copy(log: Path, content: bytes) -> None:
-    """Write what a log loses to the first free name of `<log>.1`, `.2` ..., unless the last of them holds it."""
-    last = b""
-    for number in itertools.count(1):
-        copy = log.with_name(f"{log.name}.{number}")
-        if not os.path.lexists(copy):
-            if content not in (b"", last):
-                write_whole(copy, content)
-            return
-        last = copy.read_bytes() if copy.is_file() else b""
+    """Write what a log loses to the first free name of `<log>.1`, `.2` ..."""
+    copies = (part_path(log, f".{number}") for number in itertools.count(1))
+    if content:
+        write_whole(next(copy for copy in copies if not os.path.lexists(copy)), content)
