@@ -982,8 +982,9 @@ def host_of(url: str) -> str:
 
 
 def innermost(err: BaseException) -> BaseException:
-    """What an error came from in the end."""
-    return innermost(err.__context__) if err.__context__ else err
+    """What an error came from in the end; one of ours, in whose wake it came, is no cause of it."""
+    before = err.__context__
+    return err if before is None or isinstance(before, PepsError) else innermost(before)
 
 
 def reason(err: BaseException) -> str:
@@ -1207,23 +1208,18 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[W
             return place(service, url, part, log), True
 
 
-def write_note(part: io.FileIO, log: Path, url: str) -> None:
-    """Note durably that an order is about to be sent, with room for its answer behind, where the file stands then."""
-    note = NOTE + f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {url}\n\n".encode()
-    with named_file(log, "nothing was sent, choose another log file"):
-        part.seek(0)
-        write(part, note + bytes(65536))
-        os.fsync(part.fileno())
-        sync_folder(log)
-        part.seek(len(note))
-
-
 def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
     """Note an order, send it once, and conclude: its answer becomes the log, the note goes, or the doubt stays."""
     answer, response, why, stopped, patience = bytearray(), None, "", None, service.patience
     patience.ordering, patience.handed_over = True, False
+    note = NOTE + f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {url}\n\n".encode()
     try:
-        write_note(part, log, url)
+        with named_file(log, "nothing was sent, choose another log file"):
+            part.seek(0)
+            write(part, note + bytes(65536))  # with room for the answer
+            os.fsync(part.fileno())
+            sync_folder(log)
+            part.seek(len(note))
         service.session.close()  # a connection kept from the catalogue may be dead, and the order in doubt
         with patience.lasting(PATIENCE_S), service.send("GET", url, "order", {"Connection": "close"}) as response:
             why = f"{host_of(response.url)} answered {response.status_code}" if response.status_code >= 300 else ""
@@ -1276,10 +1272,8 @@ def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answe
         part.truncate(0)
         return WpsAnswer("")
     when, place = (word.decode(errors="replace") for word in noted.groups()) if noted else ("an older run", "PEPS")
-    raise OrderInDoubt(
-        f"{log}: the order of {when} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
-        f"look at your jobs on {place}"
-    )
+    accepted = f"it may have been accepted, so it is not sent again; look at your jobs on {place}"
+    raise OrderInDoubt(f"{log}: the order of {when} is in doubt ({why}{rest}): {accepted}")
 
 
 def way_out(log: Path) -> str:
@@ -1306,10 +1300,9 @@ def name_log(part: io.FileIO, log: Path, document: bytes, answer: WpsAnswer) -> 
             keep_copy(log, old)
             write_whole(log, document, suffix=".new")
     except (OSError, PepsError) as err:
-        raise PepsError(
-            f"job {one_line(answer.job_id)} is ordered, its statusLocation is {one_line(answer.status_location)}, but "
-            f"its log cannot be written ({in_words(err)}); keep this line, and run the same command again"
-        ) from err
+        job = f"job {one_line(answer.job_id)} is ordered, its statusLocation is {one_line(answer.status_location)}"
+        why = f"its log cannot be written ({in_words(err)})"
+        raise PepsError(f"{job}, but {why}; keep this line, and run the same command again") from err
     forget(part)
 
 
