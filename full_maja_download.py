@@ -476,13 +476,13 @@ class Job:
         try:
             answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
-            self.doubt, answer = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}"), None
+            self.doubt, answer = common.OrderInDoubt(f"{err}; {common.way_out(self.log)}"), common.WpsAnswer("")
             with contextlib.suppress(OSError, PepsError):
                 answer = common.parse_wps(self.log.read_bytes(), cut=True)
-            if answer is None:
+            if not answer.holds_job:
                 raise self.doubt from err
             console.error(self.doubt)
-        if answer is None:
+        if not (answer.state or answer.status_location):
             with common.named_file(self.log, advice):
                 raise FileNotFoundError(errno.ENOENT, "there is no job in it" if self.log.exists() else "no such file")
         if answer.failed:
@@ -661,7 +661,7 @@ class FollowUp:
     def _look(self) -> None:
         """Ask how the jobs stand that have not ended, side by side, say it, and download."""
         jobs = [job for job in self.jobs if not job.ended]
-        self.service.look_anew()
+        self.service.silent.clear()  # what was out of order is asked again
         self._learn(lambda job: job.ask(self.service), jobs, common.ASK_AT_ONCE)
         left = [product for product in self.wanted if product.status == Status.NOT_YET]
         list(in_threads(self._measure, left, self.args.jobs))

@@ -93,16 +93,15 @@ def show(args: Any, url: str, token: str) -> Status:
     console.say(url)
     if args.json:
         save_list(args, Service(args.server, token))
-    held = None if args.force else common.look_at(args.log)
-    if held and held.holds_job:
+    if not args.force and (held := common.look_at(args.log)).holds_job:
         console.say(f"{args.log}: holds job {one_line(held.job_id)}; choose another log file with -l, or add --force")
     return Status.OK
 
 
 def place(args: Any, url: str, token: str) -> Status:
     """Order, unless the log holds a job, and say how it goes on."""
-    job, new = (None if args.force else common.look_at(args.log)), False
-    if not (job and job.holds_job):
+    job, new = common.WpsAnswer("") if args.force else common.look_at(args.log), False
+    if not job.holds_job:
         service = Service(args.server, token)
         if args.json:
             save_list(args, service)

@@ -23,10 +23,10 @@ import sys
 import threading
 import time
 from binascii import b2a_base64
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
 from enum import IntEnum
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, quote, urljoin, urlsplit
@@ -338,24 +338,23 @@ def run_script(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an accent must not stop a run under LANG=C
     console.__init__()  # type: ignore[misc]
-    before: dict[Any, Any] = {number: signal.getsignal(number) for number in STOPS}
+    before = {number: handler for number in STOPS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
 
-    def release() -> None:
+    def release(end: Any) -> None:
         for number, handler in before.items():  # an interrupt of the interpreter's very end says nothing
-            signal.signal(number, signal.SIG_IGN if argv is None else handler or signal.SIG_DFL)
+            signal.signal(number, end if argv is None else handler or signal.SIG_DFL)
 
     try:
-        for number, handler in before.items():
-            if handler != signal.SIG_IGN:
-                signal.signal(number, stop)
+        for number in before:
+            signal.signal(number, stop)
         parser = build_parser()
         status = outcome(parser, run, words_of(sys.argv[1:] if argv is None else argv))
-        release()
+        release(signal.SIG_DFL)
     except KeyboardInterrupt as stopped:
         left = stopped.__context__  # a doubt, if it came with the last word of an order
         console.error(f"interrupted: {left}" if isinstance(left, PepsError) else "interrupted; run it again to go on")
         status = stopped.args[0]
-        release()
+        release(signal.SIG_IGN)
     return int(status)
 
 
@@ -616,82 +615,53 @@ class Patience(threading.local):
         finally:
             self.until = before
 
-
-class Receiver(io.RawIOBase):
-    """The bytes of a socket, as long as the patience lasts: a timeout alone begins anew with each byte that drips."""
-
-    def __init__(self, sock: Any, raw: Any, patience: Patience):
-        self._sock, self._raw, self._patience, self._limit = sock, raw, patience, 0.0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left = min(self._patience.until - time.monotonic(), READ_TIMEOUT_S)
-        if max(0, self._limit - 1) < left <= self._limit:  # more than this for each record would slow TLS down
-            return self._sock.recv_into(buffer)  # type: ignore[no-any-return]
+    def receive(self, sock: Any, buffer: Any) -> int:
+        """Read from a socket while the patience lasts: a timeout alone begins anew with each byte that drips."""
+        left, limit = min(self.left(), READ_TIMEOUT_S), sock.gettimeout()
         if left <= 0:
             raise TimeoutError("timed out")
-        if self._patience.ordering:
-            return self._read_heard(buffer, left)
-        self._sock.settimeout(left)
-        self._limit = left
-        return int(self._sock.recv_into(buffer))
-
-    def _read_heard(self, buffer: Any, left: float) -> int:
-        """Read, with signals heard while nothing has come, and not with the last byte of an answer in hand."""
+        if not self.ordering:
+            if not max(0, limit - 1) < left <= limit:  # to set it for each record would slow TLS down
+                sock.settimeout(left)
+            return int(sock.recv_into(buffer))
         from select import select
         from ssl import SSLWantReadError
 
+        sock.settimeout(0)
         try:
-            self._sock.settimeout(0)
-            return int(self._sock.recv_into(buffer))
+            return int(sock.recv_into(buffer))
         except (BlockingIOError, SSLWantReadError):
-            with stops(held=False):
-                select([self._sock], [], [], min(left, 1))
+            with stops(held=False):  # heard while nothing has come, and not with the answer's last byte in hand
+                select([sock], [], [], min(left, 1))
         finally:
-            self._sock.settimeout(left)
-        return self.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+            sock.settimeout(left)
+        return self.receive(sock, buffer)
 
 
 class Watched:
-    """Mixed into urllib3's connections: they tell when a request is handed over, and read with patience."""
+    """Mixed into urllib3's connections: they tell that a request may be handed over, and read with patience."""
 
     patience: Patience
-    sock: Any
 
     def connect(self) -> None:
         with stops(held=False):
             super().connect()  # type: ignore[misc]
-
-    def request(self, *args: Any, **options: Any) -> None:
-        if self.sock is None:
-            self.connect()
         self.patience.handed_over = True
-        super().request(*args, **options)  # type: ignore[misc]
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> Any:
-        from http.client import HTTPResponse
-
-        response = HTTPResponse(sock, *args, **options)
-        response.fp = io.BufferedReader(Receiver(sock, response.fp, self.patience))
+        response: Any = super().response_class(sock, *args, **options)  # type: ignore[misc]
+        response.fp.raw.readinto = partial(self.patience.receive, sock)
         return response
 
 
 def make_session(patience: Patience, connections: int) -> Any:
     """A requests session whose tries, urllib3's Retry, end with the patience."""
     import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.exceptions import InvalidHeader
-    from urllib3.util.retry import Retry
+    import urllib3
 
-    class PatientRetry(Retry):
+    class PatientRetry(urllib3.Retry):
         def get_retry_after(self, response: Any) -> float | None:
-            with contextlib.suppress(InvalidHeader, ValueError, OverflowError, AttributeError):
+            with contextlib.suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError, AttributeError):
                 return super().get_retry_after(response)
             return None
 
@@ -700,17 +670,16 @@ def make_session(patience: Patience, connections: int) -> Any:
             once = patience.wish or (patience.ordering and patience.handed_over)  # urllib3 would repeat a GET
             wait = float("inf") if once else self.get_retry_after(response) or self.get_backoff_time()
             tries = self if wait < patience.left() else self.new(total=0)
-            following = Retry.increment(tries, method, url, response, *args, **more)
+            following = urllib3.Retry.increment(tries, method, url, response, *args, **more)
             if response is not None:
                 response.close()  # urllib3 would read it to its end
             return following
 
-    class Adapter(HTTPAdapter):
+    class Adapter(requests.adapters.HTTPAdapter):
         def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
             pool = super().get_connection_with_tls_context(*args, **options)
-            kind = pool.ConnectionCls
-            if not issubclass(kind, Watched):
-                pool.ConnectionCls = type("Connection", (Watched, kind), {"patience": patience})
+            if not issubclass(pool.ConnectionCls, Watched):
+                pool.ConnectionCls = type("Connection", (Watched, pool.ConnectionCls), {"patience": patience})
             return pool
 
     session = requests.Session()
@@ -730,26 +699,19 @@ class Service:
 
         warnings.simplefilter("ignore")  # http.cookiejar shows a traceback of what a hostile cookie brings about
         try:
-            from http.client import HTTPException
-
             import requests
             import urllib3
-        except ImportError:
-            urllib3 = None  # type: ignore[assignment]
-        if not hasattr(getattr(urllib3, "HTTPResponse", None), "read1"):  # older ones take a cut body for a whole one
-            what = "requests with urllib3 2.2 or later is needed: python -m pip install -U requests urllib3"
-            raise PepsError(what, Status.USAGE)
-        self.base, self._token, self.patience = base, token, Patience()
-        self._failures = (OSError, ValueError, urllib3.exceptions.HTTPError, HTTPException)
-        self._request = requests.Request
-        self._silent: Counter[str] = Counter()
-        self._causes: dict[str, CommonCause] = {}  # by host; that of a refused account stands under ""
-        self._session = make_session(self.patience, connections)
 
-    def look_anew(self) -> None:
-        """Forget which hosts were out of order."""
-        self._silent.clear()
-        self._causes = {host: cause for host, cause in self._causes.items() if not host}
+            urllib3.HTTPResponse.read1  # noqa: B018  (older ones have none, and take a cut body for a whole one)
+        except (ImportError, AttributeError) as err:
+            what = "requests with urllib3 2.2 or later is needed: python -m pip install -U requests urllib3"
+            raise PepsError(what, Status.USAGE) from err
+        self.base, self._token, self.patience = base, token, Patience()
+        self._failures = (OSError, ValueError, urllib3.exceptions.HTTPError)
+        self._request = requests.Request
+        self._refused: CommonCause | None = None  # the account
+        self.silent: dict[str, list[CommonCause]] = {}  # by host, what has had no answer there since the last one
+        self.session = make_session(self.patience, connections)
 
     def _sign(self, request: Any) -> Any:
         # Decided on the URL as requests has normalised it, so that no two parsers can disagree on the host.
@@ -758,18 +720,18 @@ class Service:
             request.headers["Authorization"] = f"Basic {self._token}"
         return request
 
-    def _send(self, method: str, url: str, what: str, headers: Any = None) -> Any:
+    def send(self, method: str, url: str, what: str, headers: Any = None) -> Any:
         """One request and its redirects, followed by hand so that each hop is signed, or not, by the same rule."""
         for _ in range(10):
             self.patience.tried = 0
             try:
                 url = prefer_https(url, self.base)
-                request = self._session.prepare_request(self._request(method, url, headers, auth=self._sign))
-                settings = self._session.merge_environment_settings(request.url, {}, True, None, None)
+                request = self.session.prepare_request(self._request(method, url, headers, auth=self._sign))
+                settings = self.session.merge_environment_settings(request.url, {}, True, None, None)
                 if is_loopback(urlsplit(request.url).hostname or ""):
                     settings["proxies"] = {}
                 timeout = (min(CONNECT_TIMEOUT_S, max(self.patience.left(), 0.001)), READ_TIMEOUT_S)
-                response = self._session.send(request, timeout=timeout, allow_redirects=False, **settings)
+                response = self.session.send(request, timeout=timeout, allow_redirects=False, **settings)
                 if not response.is_redirect:
                     return response
                 response.close()
@@ -782,17 +744,18 @@ class Service:
         self, url: str, what: str, *, method: str = "GET", headers: Any = None, accept: Any = (200,), wish: bool = False
     ) -> Any:
         """Ask for a URL, a `wish` once; returns the response, its body unread, raises PepsError, Gone if 404 twice."""
-        cause = self._causes.get("") or self._causes.get(host_of(url))
+        silent = self.silent.get(host_of(url), [])
+        cause = self._refused or (silent[-1] if len(silent) >= SILENT_MAX else None)
         if cause:
             raise CommonCause(str(cause), cause.status)
         self.patience.wish = wish
-        response = self._send(method, url, what, headers)
+        response = self.send(method, url, what, headers)
         if response.status_code in (404, 410) and not wish:
             response.close()
             time.sleep(MOMENT_S)
-            response = self._send(method, url, what, headers)
+            response = self.send(method, url, what, headers)
         if response.status_code not in RETRIED:
-            self._silent[host_of(response.url)] = 0
+            self.silent.pop(host_of(response.url), None)
         if response.status_code in accept:
             return response
         document = b""
@@ -843,33 +806,12 @@ class Service:
                 refused = PepsError(f"{host_of(response.url)} sent, as the {what}, {err}", err.status)
         raise refused
 
-    def submit(self, url: str, keep: Callable[[bytes], None]) -> tuple[Any, str]:
-        """Send an execute request once, hand each piece of the answer to `keep`, and return what is wrong with its end.
-
-        `patience.handed_over` tells, also after an error, whether the request may have arrived.
-        """
-        with self.patience.lasting(PATIENCE_S):
-            self._session.close()  # a connection kept from the catalogue may be dead, and the order in doubt
-            response = self._send("GET", url, "order", {"Connection": "close"})
-            why = f"{host_of(response.url)} answered {response.status_code}" if response.status_code >= 300 else ""
-            try:
-                with response:
-                    for piece in self.pieces(response, "answer", DOCUMENT_MAX_BYTES):
-                        keep(piece)
-            except (CutOff, PepsError) as err:
-                why = why or f"its answer broke off: {err}"
-        return response, why
-
     def _no_answer(self, url: str, what: str, err: BaseException) -> PepsError:
         """The error that a failure of the network is."""
-        from ssl import SSLCertVerificationError
-
         host = host_of(url)
-        if isinstance(innermost(err), SSLCertVerificationError):
-            return CommonCause(
-                f"{host} cannot prove that it is {host} ({reason(err)}), so nothing was sent to it; behind a proxy of "
-                "your own name its CA in REQUESTS_CA_BUNDLE"
-            )
+        if type(innermost(err)).__name__ == "SSLCertVerificationError":
+            words = f"{host} cannot prove that it is {host} ({reason(err)}), so nothing was sent to it"
+            return CommonCause(f"{words}; behind a proxy of your own name its CA in REQUESTS_CA_BUNDLE")
         if isinstance(err, ValueError) and type(err).__name__ != "InvalidHeader":  # InvalidURL and its kin
             return PepsError(f"the address of the {what}, '{one_line(url)}', is refused: {one_line(err)}")
         return self._out_of_order(host, f"{host} gives no answer ({reason(err)})")
@@ -878,9 +820,8 @@ class Service:
         tries = f", tried {self.patience.tried} times" if self.patience.tried > 1 else ""
         ended = "; PEPS announced the end of its service for 2026-03-25" if self.base == DEFAULT_SERVER else ""
         cause = CommonCause(f"{words}{tries}{ended}", Status.NOT_YET)
-        self._silent[host] += not self.patience.wish
-        if self._silent[host] >= SILENT_MAX:
-            self._causes[host] = cause
+        if not self.patience.wish:
+            self.silent.setdefault(host, []).append(cause)
         return cause
 
     def refusal(self, response: Any, what: str, code: int, words: str) -> PepsError:
@@ -888,13 +829,11 @@ class Service:
         host, signed = host_of(response.url), "Authorization" in response.request.headers
         said = f": {words}" if words else ""
         if code in (401, 403) and not signed:
-            return PepsError(
-                f"{host} wants an account ({code}) for the {what}, but yours goes only over https and only to hosts "
-                f"of {host_of(self.base)}'s own domain"
-            )
+            ours = f"yours goes only over https and only to hosts of {host_of(self.base)}'s own domain"
+            return PepsError(f"{host} wants an account ({code}) for the {what}, but {ours}")
         if code == 401:
-            self._causes[""] = CommonCause(f"{host} refused the account (401){said}; check {console.account}")
-            return self._causes[""]
+            self._refused = CommonCause(f"{host} refused the account (401){said}; check {console.account}")
+            return self._refused
         if code == 403:
             return CommonCause(f"{host} refused the {what} (403){said}; may the account in {console.account} have it?")
         if code in (404, 410) and what in ("search", "order"):
@@ -907,14 +846,14 @@ class Service:
 
     def refused_order(self, response: Any, document: bytes) -> PepsError | None:
         """The refusal that an answer to an order is in so many words; None where it leaves a doubt."""
-        status, error = response.status_code, parse_json_error(document, response.status_code)
+        status = response.status_code
         code, words = error_words(document, status)
-        for now in (429, 503):
-            if now in (code, status):
-                return self.refusal(response, "order", now, words)
-        if words and not error:
+        code = status if status in (429, 503) else code
+        if code == 503 or (400 <= code < 500 and code != 408):
+            return self.refusal(response, "order", code, words)
+        if words and not parse_json_error(document):
             return PepsError(f"{host_of(response.url)} refused the order: {words}")
-        return self.refusal(response, "order", code, words) if 400 <= code < 500 and code != 408 else None
+        return None
 
     def search(self, area: str, start: str, end: str, relative_orbit: int | None) -> tuple[dict[str, Any], list[L1C]]:
         """The L1C products of the catalogue, of one relative orbit or of all, in one FeatureCollection and by name.
@@ -922,7 +861,6 @@ class Service:
         `area` is its part of the query, such as `tileid=31TCJ`; `start` to before `end` are ISO 8601, UTC.
         """
         query = search_url(self.base, area, start, end)
-        merged: dict[str, Any] = {}
         found: dict[object, tuple[object, L1C | None]] = {}
         heavy = 0
         for number in range(1, 101):
@@ -931,17 +869,15 @@ class Service:
             for feature in page["features"]:
                 product = L1C.from_feature(feature)
                 found.setdefault(product.name if product else repr(feature), (feature, product))
-            merged = merged or page
             more = more and len(found) > before  # a server that does not know `page` sends the same one for ever
             if not more or heavy > CATALOGUE_MAX_BYTES:
                 break
         if more:
             raise PepsError(f"the catalogue's answer does not end after {plural(number, 'page')}; narrow the search")
         kept = [one for one in found.values() if relative_orbit in (None, one[1] and one[1].orbit)]
-        numbers = {"totalResults": len(kept), "startIndex": 1, "itemsPerPage": len(kept), "links": []}
-        merged["properties"] = {**as_dict(merged.get("properties")), **numbers}
-        merged["features"] = [feature for feature, _ in kept]
-        return merged, [product for _, product in kept if product]
+        features = [feature for feature, _ in kept]
+        answer = {"type": "FeatureCollection", "properties": {"totalResults": len(kept)}, "features": features}
+        return answer, [product for _, product in kept if product]
 
 
 parsing = threading.Lock()  # one document at a time, so that sixteen hostile ones take the memory of one
@@ -949,20 +885,17 @@ parsing = threading.Lock()  # one document at a time, so that sixteen hostile on
 
 def host_of(url: str) -> str:
     """The host of a URL for messages, with its port where that is not the usual one."""
-    try:
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        host, port = parts.hostname or url, parts.port
-    except ValueError:
-        return one_line(url, 100)
-    usual = {"http": 80, "https": 443}.get(parts.scheme)
-    return one_line(host if port in (None, usual) else f"{host}:{port}", 100)
+        usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "\0")
+        url = parts.netloc.rpartition("@")[2].lower().removesuffix(usual) or url
+    return one_line(url, 100)
 
 
 def innermost(err: BaseException) -> BaseException:
-    """What an error came from in the end; urllib3 keeps it as `reason` or in the arguments, too."""
-    inside = [getattr(err, "reason", None), err.__cause__, err.__context__, *err.args]
-    cause = next((one for one in inside if isinstance(one, BaseException) and one is not err), None)
-    return innermost(cause) if cause else err
+    """What an error came from in the end; one of ours, in whose wake it came, is no cause of it."""
+    before = err.__context__
+    return err if before is None or isinstance(before, PepsError) else innermost(before)
 
 
 def reason(err: BaseException) -> str:
@@ -982,21 +915,15 @@ def error_words(document: bytes, code: int) -> tuple[int, str]:
 
 def search_url(base: str, area: str, start: str, end: str) -> str:
     """A catalogue request (resto 2), for its first page."""
-    return (
-        f"{base}/resto/api/collections/S2ST/search.json?{area}&startDate={start}&completionDate={end}"
-        f"&maxRecords={PAGE_RECORDS}&productType=S2MSI1C"
-    )
+    more = f"startDate={start}&completionDate={end}&maxRecords={PAGE_RECORDS}&productType=S2MSI1C"
+    return f"{base}/resto/api/collections/S2ST/search.json?{area}&{more}"
 
 
 def execute_url(base: str, identifier: str, inputs: dict[str, object], flags: str) -> str:
     """A WPS 1.0.0 execute request as key-value pairs; `;` and `=` inside datainputs stay as they are."""
     pairs = ";".join(f"{key}={quote(str(value), safe='')}" for key, value in inputs.items())
-    return (
-        f"{base}/resto/wps?request=execute&service=WPS&version=1.0.0&identifier={identifier}&datainputs={pairs}&{flags}"
-    )
-
-
-# Part files: where bytes reach the disk
+    process = f"request=execute&service=WPS&version=1.0.0&identifier={identifier}"
+    return f"{base}/resto/wps?{process}&datainputs={pairs}&{flags}"
 
 
 def part_path(path: Path, suffix: str = ".part") -> Path:
@@ -1012,16 +939,6 @@ def require_plain(path: Path) -> Path:
     return path
 
 
-def open_own(name: str, flags: int) -> int:
-    """An opener for a file of ours, made if it is missing: no link is followed, and no pipe waited for."""
-    careful = sum(getattr(os, word, 0) for word in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
-    number = os.open(name, os.O_RDWR | os.O_CREAT | careful, 0o666)
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise OSError(errno.EINVAL, "not a plain file", name)
-    return number
-
-
 @contextlib.contextmanager
 def part_file(path: Path, wait_s: float = 0, suffix: str = ".part") -> Iterator[io.FileIO]:
     """Open `<path>.part`, which grows until `finish` gives it its name, and lock it for this process, however it ends.
@@ -1029,8 +946,11 @@ def part_file(path: Path, wait_s: float = 0, suffix: str = ".part") -> Iterator[
     An empty one is removed. Raises AnotherRun (status 75) when another run still holds it after `wait_s` seconds.
     """
     part, end = part_path(path, suffix), time.monotonic() + wait_s
+    make = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        file: Any = open(part, "r+b", buffering=0, opener=open_own)  # noqa: SIM115  (closed below)
+        require_plain(part)
+        opener = lambda name, flags: os.open(name, flags | make, 0o666)  # noqa: E731
+        file: Any = open(part, "r+b", buffering=0, opener=opener)  # noqa: SIM115  (closed below)
         free = lock(file)
         if free and is_same(file, part):  # else the last owner renamed or removed it while this one was opening it
             break
@@ -1124,8 +1044,7 @@ def write_json(path: Path, value: object) -> None:
 def make_folder(folder: Path) -> None:
     """Make the folder for the products, but not its parents: `/mnt/data` may only not be mounted yet."""
     with named_file(folder, "make the folder, or choose another one with -w"):
-        if not folder.is_dir():
-            folder.mkdir()
+        folder.mkdir(exist_ok=True)
 
 
 def check_files(files: dict[str, Path | None]) -> None:
@@ -1140,52 +1059,45 @@ def check_files(files: dict[str, Path | None]) -> None:
             raise PepsError(words, Status.USAGE)
 
 
-# The log, and the order that goes into it
-
 NOTE = b"PEPS order, in doubt until its answer stands below and in the log\n"
+TAKEN = "choose another log file, or let --force replace it (it is kept as a copy)"
 
 
 def beside(log: Path, suffix: str) -> Path:
     """The file beside a log: `X.stat` or `X.json` for `X.log`; the suffix is added to any other name."""
-    stem = log.name[: -len(".log")] if log.name.endswith(".log") else log.name
-    return log.parent / (stem + suffix)
+    return log.with_suffix(suffix) if log.suffix == ".log" else part_path(log, suffix)
 
 
-TAKEN = "choose another log file, or let --force replace it (it is kept as a copy)"
-
-
-def look_at(log: Path, part: io.FileIO | None = None, advice: str = TAKEN) -> WpsAnswer | None:
-    """The answer in a log file, refused or not, None if there is none; what a killed order left beside it is settled.
+def look_at(log: Path, part: io.FileIO | None = None, advice: str = TAKEN) -> WpsAnswer:
+    """The answer in a log file, refused or not, an empty one if there is none; what a killed order left is settled.
 
     Raises OrderInDoubt; PepsError (status 2) for a file that is no WPS answer.
     """
-    with contextlib.ExitStack() as stack, named_file(log, advice):
+    document = b""
+    with named_file(log, advice):
         require_plain(log)
         if part is None and os.path.lexists(part_path(log)):
-            settle(stack.enter_context(part_file(log)), log)
-        if not log.exists():
-            return None
-        with open(log, "rb") as file:
+            with part_file(log) as left:
+                settle(left, log)
+        with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
             document = file.read(DOCUMENT_MAX_BYTES)
     try:
-        return parse_wps(document, cut=True) if document.strip() else None
+        return parse_wps(document, cut=True) if document.strip() else WpsAnswer("")
     except Unreadable as err:
         raise PepsError(f"{log}: {err}; {advice}", Status.USAGE) from err
 
 
 def find_log(name: str, folders: Iterable[Path]) -> Path:
     """A product's log: where it holds a job or stands in doubt, else where there is one, else in the first folder."""
-    logs = [folder / f"{name}.log" for folder in folders]
-    for log in logs:
+
+    def taken(log: Path) -> bool:
         try:
-            answer = look_at(log)
-            if answer and answer.holds_job:
-                return log
-        except OrderInDoubt:
-            return log
-        except PepsError:
-            continue
-    return next((log for log in logs if log.exists()), logs[0])
+            return look_at(log).holds_job
+        except PepsError as err:
+            return isinstance(err, OrderInDoubt)
+
+    logs = [folder / f"{name}.log" for folder in folders]
+    return next(itertools.chain(filter(taken, logs), filter(Path.exists, logs), logs))
 
 
 def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[WpsAnswer, bool]:
@@ -1197,78 +1109,66 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[W
     with contextlib.ExitStack() as stack:
         with named_file(log, "nothing was sent, choose another log file"):
             require_plain(log)
-            require_plain(part_path(log, ".new"))
             part = stack.enter_context(part_file(log))
             answer = settle(part, log, force)
-        if not (answer or force):
+        if not (answer.holds_job or force):
             answer = look_at(log, part)
-        if answer and answer.holds_job:
+        if answer.holds_job:
             return answer, False
-        service.patience.ordering = True
         with stops(held=True):
             return place(service, url, part, log), True
 
 
-def write_note(part: io.FileIO, log: Path, url: str) -> int:
-    """Note durably that an order is about to be sent, with room for its answer behind; returns where that begins."""
-    note = NOTE + f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {url}\n\n".encode()
-    with named_file(log, "nothing was sent, choose another log file"):
-        part.seek(0)
-        write(part, note + bytes(65536))
-        os.fsync(part.fileno())
-        sync_folder(log)
-        return part.seek(len(note))
-
-
 def place(service: Service, url: str, part: io.FileIO, log: Path) -> WpsAnswer:
     """Note an order, send it once, and conclude: its answer becomes the log, the note goes, or the doubt stays."""
-    answer, response, why, stopped = bytearray(), None, "", None
-
-    def keep(piece: bytes) -> None:
-        answer.extend(piece)
-        write(part, piece)
-
-    service.patience.handed_over = False
+    answer, response, why, stopped, patience = bytearray(), None, "", None, service.patience
+    patience.ordering, patience.handed_over = True, False
+    note = NOTE + f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {url}\n\n".encode()
     try:
-        begin = write_note(part, log, url)
-        response, why = service.submit(url, keep)
-    except (PepsError, OSError, MemoryError, KeyboardInterrupt) as err:
-        if not service.patience.handed_over:
+        with named_file(log, "nothing was sent, choose another log file"):
+            part.seek(0)
+            write(part, note + bytes(65536))  # with room for the answer
+            os.fsync(part.fileno())
+            sync_folder(log)
+            part.seek(len(note))
+        service.session.close()  # a connection kept from the catalogue may be dead, and the order in doubt
+        with patience.lasting(PATIENCE_S), service.send("GET", url, "order", {"Connection": "close"}) as response:
+            why = f"{host_of(response.url)} answered {response.status_code}" if response.status_code >= 300 else ""
+            for piece in service.pieces(response, "answer", DOCUMENT_MAX_BYTES):
+                answer += piece
+                write(part, piece)
+    except (CutOff, PepsError, OSError, MemoryError, KeyboardInterrupt) as err:
+        if not patience.handed_over:
             forget(part)
             raise
         stopped = err if isinstance(err, KeyboardInterrupt) else None
-        why = "interrupted before its answer was there" if stopped else in_words(err)
+        why = why or ("interrupted before its answer was there" if stopped else in_words(err))
     with contextlib.suppress(OSError):
-        part.truncate(begin + len(answer))
         os.fsync(part.fileno())
     refused = service.refused_order(response, bytes(answer)) if response is not None else None
-    if refused:
-        forget(part)
-        raise refused
     try:
-        job = settle(part, log, why=why, answer=bytes(answer))
-    except OrderInDoubt as err:
-        err.status = stopped.args[0] if stopped else err.status
-        raise
-    if stopped:
-        raise stopped
-    assert job  # what is no job was raised
-    return job
+        if refused:
+            forget(part)
+            raise refused
+        return settle(part, log, why=why, answer=bytes(answer))
+    finally:
+        if stopped:  # it names what it comes with, such as the doubt
+            raise stopped
 
 
-def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answer: bytes = b"") -> WpsAnswer | None:
-    """Deal with what an order left in a log's part file: a job becomes the log, and is returned.
+def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answer: bytes = b"") -> WpsAnswer:
+    """Deal with what an order left in a log's part file: a job becomes the log, and is returned, else an empty answer.
 
     `answer` is what has come, if that is known. Raises OrderInDoubt, with what is known of the reason, unless `force`
     moves the doubt to `<log>.1`.
     """
     part.seek(0)
-    content = part.read(DOCUMENT_MAX_BYTES + CHUNK_BYTES)
-    noted = re.match(re.escape(NOTE) + rb"(\S+) (\S+)\n\n", content)
-    document = answer or content[noted.end() if noted else 0 :].rstrip(b"\0")
-    if not noted and (not document.strip() or content.startswith(NOTE) or NOTE.startswith(content)):
+    content = part.read(DOCUMENT_MAX_BYTES + CHUNK_BYTES).rstrip(b"\0")
+    noted = re.match(re.escape(NOTE) + rb"(\S+) (\S+)/resto/\S+\n\n", content)
+    if not noted and (content.startswith(NOTE) or NOTE.startswith(content)):
         part.truncate(0)  # the note itself was not yet written, so nothing was sent
-        return None
+        return WpsAnswer("")
+    document = answer or content[noted.end() if noted else 0 :]
     rest = f"; what came as its answer is in {part.name}" if document.strip() else ""
     try:
         found = parse_wps(document, cut=True)
@@ -1279,15 +1179,12 @@ def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answe
     except Unreadable as err:
         why = why or (f"its answer is {err}" if rest else "its answer is empty, or was lost")
     if force:
-        keep_copy(log, content.rstrip(b"\0"))
+        keep_copy(log, content)
         part.truncate(0)
-        return None
-    when, url = (found.decode(errors="replace") for found in noted.groups()) if noted else ("an older run", "")
-    place = url.partition("/resto/")[0]
-    raise OrderInDoubt(
-        f"{log}: the order of {when} is in doubt ({why}{rest}): it may have been accepted, so it is not sent again; "
-        f"look at your jobs{place and f' on {place}'}"
-    )
+        return WpsAnswer("")
+    when, place = (word.decode(errors="replace") for word in noted.groups()) if noted else ("an older run", "PEPS")
+    accepted = f"it may have been accepted, so it is not sent again; look at your jobs on {place}"
+    raise OrderInDoubt(f"{log}: the order of {when} is in doubt ({why}{rest}): {accepted}")
 
 
 def way_out(log: Path) -> str:
@@ -1314,20 +1211,14 @@ def name_log(part: io.FileIO, log: Path, document: bytes, answer: WpsAnswer) -> 
             keep_copy(log, old)
             write_whole(log, document, suffix=".new")
     except (OSError, PepsError) as err:
-        raise PepsError(
-            f"job {one_line(answer.job_id)} is ordered, its statusLocation is {one_line(answer.status_location)}, but "
-            f"its log cannot be written ({in_words(err)}); keep this line, and run the same command again"
-        ) from err
+        job = f"job {one_line(answer.job_id)} is ordered, its statusLocation is {one_line(answer.status_location)}"
+        why = f"its log cannot be written ({in_words(err)})"
+        raise PepsError(f"{job}, but {why}; keep this line, and run the same command again") from err
     forget(part)
 
 
 def keep_copy(log: Path, content: bytes) -> None:
-    """Write what a log loses to the first free name of `<log>.1`, `.2` ..., unless the last of them holds it."""
-    last = b""
-    for number in itertools.count(1):
-        copy = log.with_name(f"{log.name}.{number}")
-        if not os.path.lexists(copy):
-            if content not in (b"", last):
-                write_whole(copy, content)
-            return
-        last = copy.read_bytes() if copy.is_file() else b""
+    """Write what a log loses to the first free name of `<log>.1`, `.2` ..."""
+    copies = (part_path(log, f".{number}") for number in itertools.count(1))
+    if content:
+        write_whole(next(copy for copy in copies if not os.path.lexists(copy)), content)

@@ -22,6 +22,7 @@ from peps_common import L1C, CommonCause, OrderInDoubt, PepsError, Service, Stat
 
 CONFIRM_ABOVE = 10
 NO_END = "9999-01-01"
+ADVICE = "move it away, or let --force replace it"
 
 latitude = common.number_between(float, -90, 90, "a latitude, -90 to 90 degrees")
 longitude = common.number_between(float, -180, 180, "a longitude, -180 to 180 degrees")
@@ -130,13 +131,13 @@ class Order:
         """Whether a product is to be ordered; one with a job is put on the list, where a killed run may lack it."""
         log = common.find_log(product.name, self.folders)
         try:
-            held = None if self.args.force else common.look_at(log, advice="move it away, or let --force replace it")
+            held = common.WpsAnswer("") if self.args.force else common.look_at(log, advice=ADVICE)
         except PepsError as err:
             self.refuse(product, err, log)
             return False
-        if held and held.holds_job:
+        if held.holds_job:
             self.note(product, held, False)
-        return not (held and held.holds_job)
+        return not held.holds_job
 
     def place(self, todo: list[L1C]) -> None:
         """Order product by product, each with its log and then its line in the list."""

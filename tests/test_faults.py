@@ -199,6 +199,7 @@ STATUSES = {
 LACKING = BODY[:HELD] + BODY[HELD + 10_000 :]  # its directory, at the end, can be read
 CONTENTS = {
     "a page once": mended(status(200, body=PAGE)),
+    "a page, then cut before every head": later(status(200, body=PAGE), cut(None), unsaid="page"),
     "a page for ever": never(status(200, body=PAGE), words=("page",)),
     "a page that says it is a zip": never(status(200, body=PAGE, content_type="application/zip"), words=("page",)),
     "an error with 200": never(

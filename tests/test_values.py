@@ -32,6 +32,7 @@ NUMBERED = "http://peps-vizo.cnes.fr:8081/wps/outputs/pywps-154901234567.xml"
 JOBS = {  # by statusLocation, of PyWPS (its third version puts `pywps-` before the id), 52°North, GeoServer and deegree
     UUID_URL: UUID, f"https://a.org:81/wps/{UUID}.xml?x=1.5&id=3#2": UUID, "http://a.org/pywps-15.xml": "15",
     "http://a.org/15.xml": "15", "http://a.org/a.b.xml": "a.b", "http://a.org/outputs/pywps-15": "15",
+    "http://[x/15.xml": "15",
     "http://geo.example.org:8080/wps/RetrieveResultServlet?id=7c1e-42": "7c1e-42",
     "http://geo.example.org/ows?service=WPS&version=1.0.0&request=GetExecutionStatus&executionId=9-8-7": "9-8-7",
     "http://geo.example.org/wps?service=WPS&request=GetResponseDocument&identifier=RESPONSE_5": "RESPONSE_5",
