@@ -243,8 +243,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         end = start + (size if self.cut_after is None else min(size, self.cut_after))
         held = min(end, start + self.hold[1]) if self.hold else end
         first = body[start:held] if isinstance(body, bytes) and held - start <= CHUNK_BYTES else b""
+        self.count(len(first))  # before it leaves, for who has it all may ask at once
         self.connection.sendall(head + first)  # a small body in the same packet
-        self.count(len(first))
         self.pump(body, start + len(first), held)
         if self.hold:
             self.peps.wait_held(self.hold[0])
@@ -267,14 +267,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return f"HTTP/1.1 {code} {phrase}\r\n{text}\r\n".encode("latin-1")
 
     def pump(self, body, start, end):
-        """Send bytes `start` to `end` (not included) of a body, in pieces that are counted as they leave."""
+        """Send bytes `start` to `end` (not included) of a body, in pieces that are counted."""
         with body.open("rb") if isinstance(body, Path) else contextlib.nullcontext() as file:
             while start < end:
                 if file:
                     file.seek(start)
                 piece = file.read(min(CHUNK_BYTES, end - start)) if file else memoryview(body)[start:end][:CHUNK_BYTES]
+                self.count(len(piece))
                 sent = self.connection.send(piece)
-                self.count(sent)
+                self.count(sent - len(piece))
                 start += sent
 
     def count(self, size):
