@@ -274,10 +274,10 @@ class Product:
             return zip_problem(file, every_byte)
         return None if file.exists() else "missing"
 
-    def fetch(self, service: Service, room: Room, check: bool) -> None:
+    def fetch(self, service: Service, check: bool) -> None:
         """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
-        self.service, self.room, began = service, room, time.monotonic()
-        with room.promised(self), common.part_file(self.path) as self.part:
+        self.service, began = service, time.monotonic()
+        with common.part_file(self.path) as self.part:
             if self.problem(self.path, check):
                 try:
                     self._receive_whole()
@@ -333,8 +333,9 @@ class Product:
         body = self.service.pieces(response, "product", float("inf"))
         head = self._head(response, body) if start == 0 else b""
         if self.size is None and total is not None:
-            self.room.take(max(0, total - held))
             self.size = total
+            if self.rest > free_space(self.path.parent):
+                raise OSError(errno.ENOSPC, "not enough disk space", str(self.path.parent))
         if start == 0:
             self.part.truncate(0)
             show(-held)
@@ -366,36 +367,13 @@ class Product:
         raise NotAProduct(self.url, f"an error ({error[1]})" if error else words)
 
 
-class Room:
-    """What is free on the disk of a folder, promised to one product after the other."""
-
-    def __init__(self, folder: Path, products: list[Product]):
-        self.folder, self.left, self._lock = folder, float("inf"), threading.Lock()
-        with contextlib.suppress(OSError):
-            usage = shutil.disk_usage(folder)
-            self.left = usage.free if usage.total else self.left  # some file systems do not tell
-        to_come = sum(product.rest for product in products)
-        more = f"{human(to_come)} more to come" if to_come else "more to come"
-        self.lack = f"not enough disk space in {folder}: {human(self.left)} free, {more}; make room and run again"
-
-    def take(self, need: int) -> None:
-        """Promise so many bytes; raises CommonCause where there are fewer."""
-        with self._lock:
-            if need > self.left:
-                raise CommonCause(self.lack)
-            self.left -= need
-
-    @contextlib.contextmanager
-    def promised(self, product: Product) -> Iterator[None]:
-        """Promise a product the room for what is still to come; what fails to come is free again."""
-        if not os.access(self.folder, os.W_OK):
-            raise CommonCause(f"{self.folder} cannot be written to, so nothing is downloaded")
-        self.take(product.rest)
-        try:
-            yield
-        finally:
-            if not product.downloaded:
-                self.take(-product.rest)
+def free_space(folder: Path) -> float:
+    """The free bytes of a folder's disk, without end where the file system does not tell."""
+    with contextlib.suppress(OSError):
+        usage = shutil.disk_usage(folder)
+        if usage.total:
+            return usage.free
+    return float("inf")
 
 
 def zip_problem(path: Path, every_byte: bool = False) -> str | None:
@@ -719,13 +697,25 @@ class FollowUp:
             more = f"running this again brings no more; see {job.report_file}{which and f' ({which})'}"
             console.error(f"warning: {job.name}: {words}; {more}")
 
+    def _with_room(self, products: list[Product]) -> list[Product]:
+        """The products that the disk has room for, in their order; the others are given up."""
+        folder = self.args.write_dir
+        free, needs = free_space(folder), list(itertools.accumulate(product.rest for product in products))
+        fitting = sum(need <= free for need in needs)
+        words = f"not enough disk space in {folder}: {human(free)} free, {human(max(needs, default=0))} to come"
+        if not os.access(folder, os.W_OK):
+            fitting, words = 0, f"{folder} cannot be written to"
+        lack = CommonCause(f"{words}; put that right and run this again")
+        self._give_up([(product, lack) for product in products[fitting:]])
+        return products[:fitting]
+
     def _download(self, products: list[Product]) -> None:
         """Download products, the largest first so that none is left to run alone at the end."""
-        room = Room(self.args.write_dir, products)
+        products = self._with_room(products)
         stopped: list[tuple[Product, PepsError]] = []
         failed, total, began = 0, len(products), time.monotonic() - self._spent
         with progress_bar(products):
-            fetch = lambda product: product.fetch(self.service, room, self.args.check)  # noqa: E731
+            fetch = lambda product: product.fetch(self.service, self.args.check)  # noqa: E731
             for number, (product, err) in enumerate(in_threads(fetch, products, self.args.jobs), 1):
                 failed, self._spent = failed + bool(err), time.monotonic() - began
                 show(0, f"{number - failed}/{plural(total, 'product')}{f', {failed} failed' if failed else ''}")
