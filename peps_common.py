@@ -847,6 +847,9 @@ class Service:
     def refused_order(self, response: Any, document: bytes) -> PepsError | None:
         """The refusal that an answer to an order is in so many words; None where it leaves a doubt."""
         status = response.status_code
+        with contextlib.suppress(Unreadable), parsing:
+            if parse_wps(document, cut=True).holds_job:  # a job is one, whatever stood before it
+                return None
         code, words = error_words(document, status)
         code = status if status in (429, 503) else code
         if code == 503 or (400 <= code < 500 and code != 408):
@@ -1034,8 +1037,6 @@ def write_whole(path: Path, document: bytes, suffix: str = ".part") -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Save a JSON value for people and for full_maja_download."""
-    import json
-
     with named_file(path, "choose another file with --json"):
         require_plain(path)
         write_whole(path, json.dumps(value, indent=1).encode())

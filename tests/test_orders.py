@@ -269,6 +269,8 @@ ENDINGS: dict[str, tuple] = {
     "closed after the head": (cut(0), "doubt"),
     "reset in the start tag": (reset(60), "doubt"),
     "a job with 500": (status(500, body=JOB), "job"),
+    "a job with 404": (status(404, body=JOB), "job"),
+    "a job with 503": (status(503, body=JOB), "job"),
     "a length one too long": (status(200, {"Content-Length": len(JOB) + 1}, JOB), "job"),
     "a length that is short": (status(200, {"Content-Length": len(JOB) - 20}, JOB), "job"),
     "a length that is none": (status(200, {"Content-Length": "many"}, JOB), "job"),
