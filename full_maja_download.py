@@ -49,7 +49,7 @@ def human(size: float) -> str:
 
 def about(name: str, words: object) -> str:
     """The words with what they are about before them, unless they begin with a file of that name."""
-    return str(words) if re.match(rf"(\S*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
+    return str(words) if re.match(rf"(.*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
 
 
 class State(Enum):
@@ -103,7 +103,8 @@ def parse_report(document: bytes) -> Report:
         word = next((value for _, value in everything if value in REPORT_WORDS), "")
     state = REPORT_WORDS.get(word.strip().upper(), State.UNKNOWN)
     progress = info.get("process", next((value for key, value in everything if key == "percentCompleted"), None))
-    percent = "" if progress is None else f"{one_line(progress, 20).rstrip('% ')}%"
+    found = re.search(r"[0-9]{1,9}(\.[0-9])?", str(progress))
+    percent = f"{found[0]}%" if found else ""
     words = {State.RUNNING: percent, State.UNKNOWN: one_line(word, 40)}.get(state, one_line(info.get("message") or ""))
     results = parse_results(info.get("results"), everything)
     if len(results) > RESULTS_MAX:
@@ -218,7 +219,7 @@ def read_expected(path: Path) -> list[Acquisition | None]:
 
 def acquisitions(results: Iterable[str]) -> list[Acquisition]:
     """The acquisitions that the names of results tell."""
-    return [seen for url in results if (seen := acquisition(unquote(url.rpartition("/")[2])))]
+    return [seen for url in results if (seen := acquisition(unquote(re.split("[?#]", url)[0].rpartition("/")[2])))]
 
 
 def missing_acquisitions(expected: Iterable[Acquisition], results: Iterable[str]) -> list[Acquisition]:
@@ -263,22 +264,22 @@ class Product:
 
     def look(self, check: bool) -> None:
         """Find out whether the file that is there is the product, whole."""
-        problem = self.problem(self.path, check)
+        problem = self._problem(check)
         self.read_through, self.damaged = check and self.is_zip, bool(problem)
         self.status = Status.NOT_YET if problem else Status.OK
 
-    def problem(self, file: Path, every_byte: bool) -> str | None:
-        """What is wrong with a file that should be this product, None if nothing; of no zip that it is missing."""
-        common.require_plain(file)
-        if self.is_zip:
-            return zip_problem(file, every_byte)
-        return None if file.exists() else "missing"
+    def _problem(self, every_byte: bool) -> str | None:
+        """What is wrong with the file of the product's name, None if nothing; what is no zip need only be there."""
+        with contextlib.suppress(FileNotFoundError):
+            common.require_plain(self.path).stat()
+            return zip_problem(self.path, every_byte) if self.is_zip else None
+        return "missing"
 
     def fetch(self, service: Service, check: bool) -> None:
         """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
         self.service, began = service, time.monotonic()
         with common.part_file(self.path) as self.part:
-            if self.problem(self.path, check):
+            if self._problem(check):
                 try:
                     self._receive_whole()
                 except NotAProduct:  # a damaged one is gone by now, so that this begins afresh
@@ -305,7 +306,7 @@ class Product:
                     raise CommonCause(words, Status.NOT_YET) from err
                 time.sleep(common.BACKOFF_S * idle)
         # A product in one piece was checked by TCP; what was put together is read through.
-        problem = self.problem(Path(self.part.name), every_byte=first > 0)
+        problem = zip_problem(common.part_path(self.path), every_byte=first > 0) if self.is_zip else None
         if problem:
             self.part.truncate(0)
             raise NotAProduct(self.url, f"a damaged product ({problem})")
@@ -332,10 +333,12 @@ class Product:
         patience, held = self.service.patience, self.held
         body = self.service.pieces(response, "product", float("inf"))
         head = self._head(response, body) if start == 0 else b""
+        if total is None and not self.is_zip:  # nothing else tells whether it is whole
+            total = self.size
         if self.size is None and total is not None:
             self.size = total
             if self.rest > free_space(self.path.parent):
-                raise OSError(errno.ENOSPC, "not enough disk space", str(self.path.parent))
+                raise OSError(errno.ENOSPC, f"not enough disk space in {self.path.parent}")
         if start == 0:
             self.part.truncate(0)
             show(-held)
@@ -354,17 +357,18 @@ class Product:
             raise common.CutOff(f"{size} of {total} bytes")
 
     def _head(self, response: Any, body: Iterator[bytes]) -> bytes:
-        """The first bytes of the product; raises NotAProduct when they are those of a page, an error or nothing."""
+        """The first bytes of the product; raises NotAProduct when they are a page's or none, PepsError of an error."""
         head = b""
         while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
             head += chunk
         page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and self.path.suffix not in (".html", ".htm")
-        error = common.parse_json_error(head)
-        if head and not error and (head.startswith(b"PK\x03\x04") if self.is_zip else not page):
+        if error := common.parse_json_error(head):
+            raise self.service.refusal(response, "product", *error)
+        if head and (head.startswith(b"PK\x03\x04") if self.is_zip else not page):
             return head
         kind = one_line(response.headers.get("Content-Type", "no type"), 60)
         words = f"a page, or something else that is no product ({kind})" if head else "an empty answer"
-        raise NotAProduct(self.url, f"an error ({error[1]})" if error else words)
+        raise NotAProduct(self.url, words)
 
 
 def free_space(folder: Path) -> float:
@@ -380,26 +384,26 @@ def zip_problem(path: Path, every_byte: bool = False) -> str | None:
     """What is wrong with a zip file, None if nothing; with `every_byte` each member's CRC is compared, too."""
     import zipfile
 
-    try:
-        with open(path, "rb") as file:  # as zipfile itself will find it
-            record = getattr(zipfile, "_EndRecData", lambda file: None)(file)
-        if record and record[5] > DIRECTORY_MAX_BYTES:
-            return "a directory that is too large"
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            # Python looks for the members from the end, so that bytes missing between move the first one.
-            if min((member.header_offset for member in members), default=-1) != 0:
-                return "its directory does not fit it" if members else "an empty archive"
-            for member in members if every_byte else ():
-                if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others may swell
-                    with archive.open(member) as file:
-                        while file.read(common.CHUNK_BYTES):
-                            pass
-            return None
-    except MemoryError:
-        raise
-    except Exception as err:  # each compression method has errors of its own; whichever it is, the file is not whole
-        return one_line(err) or type(err).__name__
+    with open(path, "rb") as file:  # what the system does not let us read is no damage
+        try:
+            record = getattr(zipfile, "_EndRecData", lambda file: None)(file)  # as zipfile itself will find it
+            if record and record[5] > DIRECTORY_MAX_BYTES:
+                return "a directory that is too large"
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                # Python looks for the members from the end, so that bytes missing between move the first one.
+                if min((member.header_offset for member in members), default=-1) != 0:
+                    return "its directory does not fit it" if members else "an empty archive"
+                for member in members if every_byte else ():
+                    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others may swell
+                        with archive.open(member) as content:
+                            while content.read(common.CHUNK_BYTES):
+                                pass
+                return None
+        except MemoryError:
+            raise
+        except Exception as err:  # each compression has errors of its own; whichever it is, the file is not whole
+            return one_line(err) or type(err).__name__
 
 
 def start_flush(file: Any) -> None:
@@ -450,7 +454,7 @@ class Job:
 
     def read(self) -> None:
         """Read the log, and a finished report if the status document beside it is this job's; raises PepsError."""
-        advice = "give a log that was written when ordering"
+        advice = "order first, or say where its log is"
         try:
             answer = common.look_at(self.log, advice=advice)
         except common.OrderInDoubt as err:
@@ -517,6 +521,8 @@ class Job:
 
     def take_results(self, folder: Path, known: dict[Path, Product]) -> None:
         """Sort the report's results: products, of which each file is `known` once, too cloudy ones, refused ones."""
+        if self.report.error:  # what was known of it stays
+            return
         self.products, self.refused, self.cloudy = [], [], []
         for url in self.report.results if self.report.state == State.FINISHED else ():
             try:
@@ -552,10 +558,13 @@ class Job:
         """What a finished job brings, no zero among the numbers."""
         fetch = [product for product in self.products if product.status == Status.NOT_YET]
         size = f", {human(sum(product.rest for product in fetch))}" if all(product.size for product in fetch) else ""
-        there, lost = len(self.products) - len(fetch), self.report.unprocessed
-        where = f"{f'{there} on disk, ' * (there > 0)}{len(fetch)} to fetch{size}" if fetch else "all on disk"
+        there = sum(product.status == Status.OK for product in self.products)
+        failed = len(self.products) - there - len(fetch)
+        parts = [(there, "on disk"), (len(fetch), f"to fetch{size}"), (failed, "that cannot be had")]
+        where = ", ".join(f"{count} {words}" for count, words in parts if count)
+        where = "all on disk" if there == len(self.products) else where
         counts = [(len(self.products), f"({where})"), (len(self.cloudy), "too cloudy")]
-        return sums("product", counts, lost) or "no products"
+        return sums("product", counts, self.report.unprocessed) or "no products"
 
 
 def in_threads(function: Callable[[Any], None], items: list[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
@@ -612,18 +621,17 @@ class FollowUp:
 
     def _follow(self, wait_s: float) -> None:
         """Look once, or every so many seconds until every job has ended, and download what is finished."""
-        next_look = time.time() + wait_s
-        console.due = next_look if wait_s else None
+        console.due = time.time() + wait_s if wait_s else None
         self._learn(Job.read, self.jobs, 1)  # one by one, for many documents at once take much memory
         self._tell([job for job in self.jobs if job.ended])
         if all(job.ended for job in self.jobs):
             return
         self.service = Service(self.args.server, self.token, self.args.jobs)
         self._look()
-        while wait_s and not all(job.ended for job in self.jobs):
-            while (left := next_look - time.time()) > 0:
+        while console.due and not all(job.ended for job in self.jobs):
+            while (left := console.due - time.time()) > 0:
                 time.sleep(min(left, 1))  # a signal that comes just before a sleep is heard after it
-            next_look = console.due = time.time() + wait_s
+            console.due = time.time() + wait_s
             self._look()
 
     def _learn(self, how: Callable[[Job], None], jobs: list[Job], at_once: int) -> None:
@@ -652,9 +660,8 @@ class FollowUp:
 
     def _look_on_disk(self) -> None:
         there = [one for one in self.wanted if one.status == Status.NOT_YET and os.path.lexists(one.path)]
-        for product, err in in_threads(lambda product: product.look(self.args.check), there, self.args.jobs):
-            if err:
-                self._give_up([(product, err)])
+        looks = in_threads(lambda product: product.look(self.args.check), there, self.args.jobs)
+        self._give_up([(product, err) for product, err in looks if err])
 
     def _measure(self, product: Product) -> None:
         """Ask for the size of a product: a wish, and not repeated at a server that does not grant it."""
@@ -663,7 +670,7 @@ class FollowUp:
                 with self.service.patience.lasting(LENGTH_PATIENCE_S):
                     response = self.service.open(product.url, "product", method="HEAD", wish=True)
                 product.size = bounded(response.headers.get("Content-Length"))
-                response.close()
+                response.raw.drain_conn()  # so that the connection is kept
             except PepsError as err:
                 self._lengths = err.status != Status.NOT_YET
 
@@ -676,7 +683,7 @@ class FollowUp:
                 continue
             line = about(job.name, job.describe(self.hints))
             if job.report.state == State.FINISHED:
-                console.say(line, news=job.asked)
+                console.say(line, news=job.asked and not job.known)
                 self._tell_results(job)
             elif job.report.error or job.report.state.status == Status.FAILED:
                 failures.append((line, job.report.error or PepsError(line)))
@@ -689,7 +696,8 @@ class FollowUp:
         for name in job.cloudy if news else ():
             console.say(f"{job.name}: too cloudy: {name}")
         for refusal in job.refused:
-            console.error(f"{job.name}: {refusal}")
+            if line := console.once(f"{job.name}: {refusal}"):
+                console.error(line)
         if job.report.unprocessed and news:
             how = "" if self.listed or job.report.lost else console.once(self.hints.get(State.FINISHED, ""))
             which = ", ".join(job.report.lost) or how
@@ -742,7 +750,7 @@ class FollowUp:
     def _lost_dates(self) -> int:
         """How many dates brought nothing: of each tile what the reports count, or more where the list shows more."""
         seen = [one for one in self.listed if one]
-        finished = all(job.report.state == State.FINISHED for job in self.jobs)
+        finished = all(job.report.state in (State.FINISHED, State.FAILED, State.CANCELED) for job in self.jobs)
         results = [url for job in self.jobs for url in job.report.results]
         missing = missing_acquisitions(seen, results) if finished else []
         if finished and (not console.quiet or any(job.asked for job in self.jobs)):
@@ -879,7 +887,7 @@ def run(args: Any) -> Status:
         State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
         State.RUNNING: "its count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
         State.FINISHED: f"which, is told by --json with the list of: {process} -n --json LIST ...",
-        State.GONE: f"order it again, with another -l or: {process} --force ...",
+        State.GONE: f"it does not keep jobs for ever; order it again, with another -l or: {process} --force ...",
     }
     return FollowUp(jobs, args, token, hints, listed).run()
 

@@ -174,7 +174,8 @@ def in_words(err: BaseException, path: Path | None = None) -> str:
     if not isinstance(err, OSError):
         return str(err) or type(err).__name__
     words = "a link, which is not followed" if err.errno == errno.ELOOP else err.strerror or str(err)
-    file = path or (Path(err.filename) if isinstance(err.filename, str) else None)
+    name = err.filename2 or err.filename
+    file = path or (Path(name) if isinstance(name, str) else None)
     if file and err.errno == errno.ENOENT and not file.parent.is_dir():
         return f"{file.parent}: there is no such folder"
     return f"{file}: {words}" if file else words or type(err).__name__
@@ -196,8 +197,9 @@ def expected(err: BaseException) -> PepsError:
         err.__cause__ = err.__context__ = None  # their frames would keep sixteen large documents
         return err.with_traceback(None)
     if isinstance(err, OSError):
-        kind = CommonCause if err.errno in FULL else PepsError
-        return kind(f"{in_words(err)}; put that right and run this again")
+        common = err.errno in (*FULL, errno.EFBIG, errno.EMFILE, errno.ENFILE)  # whichever the file
+        kind, words = (CommonCause, err.strerror) if common else (PepsError, in_words(err))
+        return kind(f"{words}; put that right and run this again")
     if isinstance(err, MemoryError):
         return CommonCause("the memory is not enough; free some, or use a smaller -j")
     raise err
@@ -790,7 +792,11 @@ class Service:
                 try:
                     with self.open(url, what) as response:
                         document = b"".join(self.pieces(response, what, most))
-                    break
+                    with parsing:
+                        error = parse_json_error(document)
+                    if not error or error[0] not in (404, 410) or attempt > 1:
+                        break
+                    time.sleep(MOMENT_S)
                 except CutOff as err:
                     if attempt == TRIES or self.patience.left() < BACKOFF_S * attempt:
                         self.patience.tried = attempt
@@ -798,7 +804,6 @@ class Service:
                     time.sleep(BACKOFF_S * attempt)
         with parsing:
             try:
-                error = parse_json_error(document)
                 if not error:
                     return document, parse(document)
                 refused = self.refusal(response, what, *error)

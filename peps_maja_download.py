@@ -9,6 +9,7 @@ if __name__ == "__main__":  # until `run_script` takes over, Ctrl-C ends the scr
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ HINTS = {
     State.WAITING: "the computing centre is busy",
     State.RUNNING: "its count is optimistic; a product usually takes one to two hours",
     State.CANCELED: "this can happen outside |lat| < 60°, for lack of an SRTM terrain model",
-    State.GONE: "to order it again remove its log, or peps_maja_process --force orders all that it finds",
 }
 
 
@@ -66,7 +66,13 @@ def find_job(name: str, folders: list[Path]) -> Job:
 def run(args: Any) -> Status:
     token = common.read_account(args.auth)
     folders = [args.write_dir, args.prod_list.parent, Path(".")]
-    return FollowUp([find_job(name, folders) for name in read_list(args.prod_list)], args, token, HINTS).run()
+    jobs = [find_job(name, folders) for name in read_list(args.prod_list)]
+    if not any(os.path.lexists(log) for job in jobs for log in (job.log, common.part_path(job.log))):
+        words = f"no product of {args.prod_list} has a log in {args.write_dir}, beside the list or here"
+        raise PepsError(f"{words}; give the folder that they were ordered with (-w)", Status.USAGE)
+    anew = f"to order it again remove its log; to order all anew: {common.called('peps_maja_process')} --force ..."
+    hints = {**HINTS, State.GONE: f"it does not keep jobs for ever; {anew}"}
+    return FollowUp(jobs, args, token, hints).run()
 
 
 def main(argv: list[str] | None = None) -> int:

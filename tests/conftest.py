@@ -16,6 +16,7 @@ import pytest
 
 # Some hundred processes would each compile the scripts anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # nor must one compile them whose files may not grow
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import local_peps  # noqa: E402

@@ -38,6 +38,13 @@ def download(run, job, *options: object, status: int | None = 0):
     return run("full_maja_download", *job.argv, *options, status=status)
 
 
+def test_one_connection_serves_for_all(run, job):
+    ports = set()
+    job.hit(lambda handler: ports.add(handler.client_address), "/")
+    download(run, job, "-j", 1)
+    assert len(ports) == 1
+
+
 def test_a_whole_product_on_disk_is_left_alone(run, job, victim):
     victim.write_bytes(job.bodies[victim.name])
     before = victim.stat()
@@ -109,6 +116,33 @@ def test_a_broken_product_stays_until_its_successor_is_whole(run, job, victim):
     assert victim.read_bytes() == broken
     job.mend()
     download(run, job, "--check")
+    job.require_whole()
+
+
+@pytest.mark.parametrize("options", [(), ("--check",)], ids=["", "check"])
+def test_what_the_system_refuses_is_no_damage(options, run, job, victim, monkeypatch):
+    """It stays as it is, and the line names what stands in the way, not the service."""
+    victim.write_bytes(job.bodies[victim.name])
+    refuse = lambda path, *args, **more: (_ for _ in ()).throw(PermissionError(13, "Permission denied", str(path)))  # noqa: E731
+    monkeypatch.setitem(zip_problem.__globals__, "open", refuse)
+    lines = download(run, job, *options, status=1).err.splitlines()
+    assert all("Permission denied" in line and "service" not in line for line in lines)
+    assert victim.read_bytes() == job.bodies[victim.name]
+    assert len(job.on_disk()) == 3
+
+
+def test_a_part_that_vanishes_is_no_damage(run, job, victim):
+    release = threading.Event()
+
+    def vanish(handler):
+        wait_until(lambda: job.size_on_disk(victim.name) == HELD)
+        job.part(victim.name).unlink()
+        release.set()
+
+    job.hit(for_gets(hold(release, HELD)), victim.name)
+    job.hit(for_gets(vanish), list(job.bodies)[1])
+    assert "damaged" not in only_line(download(run, job, "-j", 2, status=1), f"{victim.name}.part", "No such file")
+    download(run, job)
     job.require_whole()
 
 
@@ -259,6 +293,11 @@ def test_a_full_disk_is_said_when_the_download_itself_tells_the_length(run, job,
     job.hit(for_heads(status(501)), "/maja/")
     only_line(download(run, job, status=1), "3 products", "not enough disk space")
     assert job.on_disk() == {}
+
+
+def test_no_file_more_on_the_disk_is_one_line(run, job, mount):
+    mount("size=10m,nr_inodes=1")
+    only_line(download(run, job, status=1), "3 products", "No space left on device")
 
 
 def test_the_disk_is_full_in_the_middle(run, job, mount):

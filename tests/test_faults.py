@@ -205,6 +205,7 @@ CONTENTS = {
     "an error with 200": never(
         send('{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}'), words=("the tape is lost",)
     ),
+    "not now with 200": later(send('{"ErrorCode": 503, "ErrorMessage": "busy"}'), words=("503", "busy")),
     "an empty answer for ever": never(status(200), words=("an empty answer",)),
     "a page instead of the rest": never(status(200, body=PAGE), words=("page",), left=PART, **OF_PART),
     "an empty answer instead of the rest": never(status(200), words=("an empty answer",), left=PART, **OF_PART),
@@ -269,6 +270,22 @@ def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, run, make_job, monk
     assert row.left is None or found == expected
     assert row.sent is None or job.sent(VICTIM) == row.sent
     require_healthy(run, job)
+
+
+def test_an_account_refused_in_the_place_of_products_is_one_line(run, make_job):
+    job = make_job(count=6)
+    job.hit(for_gets(send('{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}'), for_ever=True), "/maja/")
+    result = run("full_maja_download", *job.argv, "-j", 2, status=1)
+    only_line(result, "6 products", "refused the account (401)", "peps.txt")
+    assert sum(len(job.gets(name)) for name in job.bodies) <= 2
+
+
+def test_the_length_of_what_is_no_zip_may_come_from_its_head_alone(run, make_job):
+    job = make_job()
+    job.add("quality.json", b"[" * 1000)
+    job.hit(for_gets(both(without_length, cut(500))), "quality.json")
+    run("full_maja_download", *job.argv)
+    assert job.on_disk() == {**job.bodies, "quality.json": b"[" * 1000}
 
 
 def test_products_that_fail_for_a_reason_of_their_own_are_named_each(run, make_job):

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from faulty_http import cut, hold, reset, status
+from faulty_http import cut, for_gets, hold, reset, status
 from local_peps import OUTPUTS, WPS, acquisitions, feature
-from stories import NOBODY, NOVEMBER, SHORT, answer, json_document, lines_of, names_in, only_line, xml
+from stories import NOBODY, NOVEMBER, SHORT, answer, flipped, json_document, lines_of, names_in, only_line, xml
 
 import peps_common
 
@@ -159,15 +159,54 @@ def test_refresh_is_a_wish_and_tried_once(run, peps, make_job, fault, monkeypatc
 
 
 @pytest.mark.parametrize("code", [404, 410])
-def test_job_that_is_gone_is_seen_twice(run, peps, make_job, code):
+@pytest.mark.parametrize("sent", [None, 200], ids=["", "as JSON"])
+def test_job_that_is_gone_is_seen_twice(run, peps, make_job, code, sent):
     """Neither a report's 404 is a reason to order again nor a single one; two are, and the words say how."""
-    job = make_job()
-    peps.faults.append((f"/{job.identity}.xml", status(code)))
-    job.hit(status(code), "/r.json")
+    job, gone = make_job(), status(sent or code, body=b'{"ErrorCode": %d, "ErrorMessage": "Not Found"}' % code)
+    peps.faults.append((f"/{job.identity}.xml", gone))
+    job.hit(gone, "/r.json")
     assert "order" not in only_line(run("full_maja_download", *job.argv, status=75), "later")
     assert Path("31TCJ.stat").exists()
-    job.hit(status(code), f"/{job.identity}.xml")
+    job.hit(gone, f"/{job.identity}.xml")
     only_line(run("full_maja_download", *job.argv, "--wait", status=1), str(code), "order it again", "--force")
+
+
+def test_what_is_known_of_a_job_outlives_an_outage(run, peps, make_job):
+    """The products that its report on disk names are still wanted, checked and counted."""
+    job = make_job()
+    run("full_maja_download", *job.argv)
+    first, second, _ = (job.products / name for name in job.bodies)
+    first.write_bytes(flipped(first.read_bytes(), 30_000))
+    second.unlink()
+    job.hit(status(503), f"/{job.identity}.xml")
+    result = run("full_maja_download", *job.argv, "--check", status=75)
+    only_line(result, "31TCJ.log", "answers 503")
+    assert "--check: 2 read, 1 damaged, fetched again" in result.out
+    assert counts(last(result)) == {"without an answer": 1, "downloaded": 2, "on disk before": 1}
+    assert job.on_disk() == job.bodies
+
+
+def test_what_cannot_be_had_is_not_on_disk(run, make_job):
+    job = make_job()
+    (job.products / next(iter(job.bodies))).mkdir()
+    assert (
+        "3 products (2 to fetch, 203.6 kB, 1 that cannot be had)" in run("full_maja_download", *job.argv, status=1).out
+    )
+    again = run("full_maja_download", *job.argv, status=1)
+    assert "3 products (2 on disk, 1 that cannot be had)" in again.out
+
+
+def test_quiet_says_once_that_a_job_has_finished(run, make_job):
+    job = make_job()
+    job.hit(status(503))
+    assert "finished" in run("full_maja_download", "-q", *job.argv, status=75).out
+    assert run("full_maja_download", "-q", *job.argv, status=75).out == ""
+
+
+def test_a_list_without_any_log_is_one_line(run, peps):
+    Path("list.txt").write_text("".join(f"{single.l1c}\n" for single in SINGLES))
+    only_line(follow_singles(run, status=2), "list.txt", "-w")
+    assert peps.journal == []
 
 
 @pytest.mark.parametrize("fault", [cut(None), cut(20), reset(10), status(503), status(429, {"Retry-After": "0"})])
@@ -323,7 +362,7 @@ def test_mixed_list_from_trouble_to_rest(run, peps, form):
     assert zips() == {finished.l2a}
     assert f"{peps.state(list(peps.jobs)[-1])[1]}%" in lines_of(result.out, running.l1c)[0]
     (line,) = lines_of(result.err, canceled.l1c)
-    assert all(word in line for word in ("60°", "SRTM", "|lat|", "peps_maja_process --force"))
+    assert all(word in line for word in ("60°", "SRTM", "|lat|", "peps_maja_process.py", "--force"))
     assert f"{lost.l1c}.log: no such file" in lines_of(result.err, lost.l1c)[0]
     assert last(result).startswith(
         "1 job finished, 1 canceled, 1 running, 1 without a usable log. 1 product downloaded ("
@@ -578,7 +617,7 @@ def test_the_bar_tells_the_truth_when_the_server_dies(terminal, make_job):
     """Its rate sinks while nothing comes, instead of standing still."""
     pytest.importorskip("tqdm")
     job, stopped = make_job(count=1), threading.Event()
-    job.hit(hold(stopped, 60_000))
+    job.hit(for_gets(hold(stopped, 60_000)))
 
     def see(shown: bytes, process):
         rates = [float(rate) for rate in re.findall(rb"60\.\dk/\S+ \[[^\]]*, *([0-9.]+)kB/s", shown)]

@@ -169,6 +169,7 @@ def test_state_of_a_report(word, state):
 
 @pytest.mark.parametrize(("value", "expected"), [
     ("37%", "37%"), ("37", "37%"), (37, "37%"), (37.5, "37.5%"), ("37 %", "37%"), ("0%", "0%"), (0, "0%"),
+    ("", ""), ([], ""), (True, ""), ("9" * 400, "9" * 9 + "%"),
 ])  # fmt: skip
 def test_progress(value, expected):
     assert parse_report(report(job_status="STALLED", process=value)).words == expected
@@ -297,7 +298,8 @@ def test_acquisition_of_a_name(name, tile, start, expected):
 @pytest.mark.parametrize("form", ["D_V1-4.zip", "C_V1-0_NOVALD.zip", "D_NOVALD_V4-0.zip"])
 def test_pairs_of_an_acquisition(l1c, l2a, paired, form):
     listed = acquisition(l1c)
-    found = download.missing_acquisitions([listed, listed], [f"https://a.org/SENTINEL{l2a}_L2A_T31TCJ_{form}"])
+    url = f"https://a.org/SENTINEL{l2a}_L2A_T31TCJ_{form}?key=a/b"
+    found = download.missing_acquisitions([listed, listed], [url])
     assert found == ([] if paired else [listed])
 
 
