@@ -170,12 +170,12 @@ def plural(count: int, noun: str) -> str:
 
 
 def in_words(err: BaseException, path: Path | None = None) -> str:
-    """An error in words; an OSError with its file, `path` for those that do not name one."""
+    """An error in words; an OSError with the file that is in the way, `path` where it names none."""
     if not isinstance(err, OSError):
         return str(err) or type(err).__name__
     words = "a link, which is not followed" if err.errno == errno.ELOOP else err.strerror or str(err)
     name = err.filename2 or err.filename
-    file = path or (Path(name) if isinstance(name, str) else None)
+    file = Path(name) if isinstance(name, str) else path
     if file and err.errno == errno.ENOENT and not file.parent.is_dir():
         return f"{file.parent}: there is no such folder"
     return f"{file}: {words}" if file else words or type(err).__name__
@@ -187,8 +187,8 @@ def named_file(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        status = Status.FAILED if err.errno in FULL else Status.USAGE
-        raise PepsError(f"{in_words(err, path)}; {advice}", status) from err
+        words = f"{in_words(err, path)}; {advice}"
+        raise (CommonCause(words) if err.errno in FULL else PepsError(words, Status.USAGE)) from err
 
 
 def expected(err: BaseException) -> PepsError:
@@ -200,7 +200,7 @@ def expected(err: BaseException) -> PepsError:
         common = err.errno in (*FULL, errno.EFBIG, errno.EMFILE, errno.ENFILE)  # whichever the file
         kind, words = (CommonCause, err.strerror) if common else (PepsError, in_words(err))
         return kind(f"{words}; put that right and run this again")
-    if isinstance(err, MemoryError):
+    if isinstance(err, (MemoryError, RecursionError)):
         return CommonCause("the memory is not enough; free some, or use a smaller -j")
     raise err
 
@@ -370,7 +370,7 @@ def outcome(parser: Parser, run: Callable[..., Status], words: list[str]) -> Sta
         return run(args)
     except SystemExit:  # argparse's way out of -h and --version
         return Status.OK if words else Status.USAGE
-    except (PepsError, OSError, MemoryError) as err:
+    except (PepsError, OSError, MemoryError, RecursionError) as err:
         error = expected(err)
         console.error(error)
         return error.status
@@ -403,13 +403,13 @@ def read_account(path: Path) -> str:
 
 
 def secret_forms(password: str, token: str) -> re.Pattern[str]:
-    """The forms in which somebody may quote a password: each character as it is or escaped for URL, HTML or JSON."""
+    """The forms in which a password may be quoted: each character as it is or escaped for URL, HTML, JSON or Python."""
     from html.entities import codepoint2name
 
     def forms(char: str) -> str:
         number, data = ord(char), char.encode()
         texts = [char, json.dumps(char)[1:-1].lstrip("\\"), f"&{codepoint2name.get(number, 'apos')};"]
-        texts += [data.decode("latin-1"), "".join(f"%{byte:02x}" for byte in data)]
+        texts += [data.decode("latin-1"), *("".join(f"{mark}{byte:02x}" for byte in data) for mark in ("%", r"\x"))]
         plain = [re.escape(text) for text in dict.fromkeys(texts) if text.strip()]
         escaped = r"(?:(?<!\\)\\)?" if char != "\\" else ""
         return rf"{escaped}(?:{'|'.join(plain)}|&#0*{number};|&#x0*{number:x};)"
@@ -423,7 +423,7 @@ def secret_forms(password: str, token: str) -> re.Pattern[str]:
     )
     # A short password counts as a whole word alone.
     edge = r"(?<!\w){}(?!\w)" if len(password) < 4 else "{}"
-    return re.compile(f"{edge.format(pattern)}|{re.escape(token)}", re.IGNORECASE)
+    return re.compile(f"{edge.format(pattern)}|{re.escape(token.rstrip('='))}", re.IGNORECASE)
 
 
 def is_loopback(host: str) -> bool:
@@ -509,16 +509,29 @@ def parse_xml(document: bytes, cut: bool) -> Any:
     from xml.etree import ElementTree
 
     weigh(document)
-    if b"<!DOCTYPE" in document.replace(b"\0", b""):  # in UTF-16, too
-        raise Unreadable("a document with a DTD, which is refused", Status.FAILED)
-    root = None
+    text, root = document.lstrip(), None
     try:
-        for _, element in ElementTree.iterparse(io.BytesIO(document.lstrip()), ["start"]):  # noqa: S314
+        refuse_dtd(text)
+        for _, element in ElementTree.iterparse(io.BytesIO(text), ["start"]):  # noqa: S314
             root = element if root is None else root
     except (ElementTree.ParseError, ValueError, LookupError) as err:
         if root is None or not cut:
             raise Unreadable("no XML document, or half of one", Status.NOT_YET) from err
     return root
+
+
+def refuse_dtd(document: bytes) -> None:
+    """Raise Unreadable if an XML document declares a DTD, which may be that of a page; ElementTree cannot be told."""
+    from xml.parsers import expat
+
+    def refuse(name: str, *declared: object) -> None:
+        page = name.lower() == "html"
+        raise Unreadable("a document with a DTD, which is refused", Status.NOT_YET if page else Status.FAILED)
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    with contextlib.suppress(expat.ExpatError):
+        parser.Parse(document, True)
 
 
 def weigh(document: bytes) -> int:
@@ -594,9 +607,6 @@ def parse_page(document: bytes) -> tuple[dict[str, Any], bool]:
     return whole, len(whole["features"]) >= PAGE_RECORDS
 
 
-# The network
-
-
 class Patience(threading.local):
     """How long this thread still waits for the network, what it wants, and what became of its last request."""
 
@@ -619,25 +629,23 @@ class Patience(threading.local):
 
     def receive(self, sock: Any, buffer: Any) -> int:
         """Read from a socket while the patience lasts: a timeout alone begins anew with each byte that drips."""
-        left, limit = min(self.left(), READ_TIMEOUT_S), sock.gettimeout()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        if not self.ordering:
-            if not max(0, limit - 1) < left <= limit:  # to set it for each record would slow TLS down
-                sock.settimeout(left)
-            return int(sock.recv_into(buffer))
         from select import select
         from ssl import SSLWantReadError
 
-        sock.settimeout(0)
-        try:
-            return int(sock.recv_into(buffer))
-        except (BlockingIOError, SSLWantReadError):
-            with stops(held=False):  # heard while nothing has come, and not with the answer's last byte in hand
-                select([sock], [], [], min(left, 1))
-        finally:
-            sock.settimeout(left)
-        return self.receive(sock, buffer)
+        while (left := min(self.left(), READ_TIMEOUT_S)) > 0:
+            if not self.ordering:
+                if not max(0, sock.gettimeout() - 1) < left <= sock.gettimeout():  # each record's would slow TLS down
+                    sock.settimeout(left)
+                return int(sock.recv_into(buffer))
+            sock.settimeout(0)
+            try:
+                return int(sock.recv_into(buffer))
+            except (BlockingIOError, SSLWantReadError):
+                with stops(held=False):  # heard while nothing has come, and not with the answer's last byte in hand
+                    select([sock], [], [], min(left, 1))
+            finally:
+                sock.settimeout(left)
+        raise TimeoutError("timed out")
 
 
 class Watched:
@@ -684,9 +692,10 @@ def make_session(patience: Patience, connections: int) -> Any:
                 pool.ConnectionCls = type("Connection", (Watched, pool.ConnectionCls), {"patience": patience})
             return pool
 
-    session = requests.Session()
-    session.headers["User-Agent"] = f"peps_maja/{__version__} {session.headers['User-Agent']}"
-    session.headers["Accept-Encoding"] = "identity"
+    session: Any = requests.Session()
+    session.resolve_redirects = lambda *_, **__: iter(())  # it would read a body whole, and look into ~/.netrc
+    agent = f"peps_maja/{__version__} {session.headers['User-Agent']}"
+    session.headers.update({"User-Agent": agent, "Accept-Encoding": "identity"})
     retry = PatientRetry(TRIES - 1, status_forcelist=RETRIED, backoff_factor=BACKOFF_S, raise_on_status=False)
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter(pool_maxsize=max(connections, ASK_AT_ONCE), max_retries=retry))
@@ -709,7 +718,8 @@ class Service:
             what = "requests with urllib3 2.2 or later is needed: python -m pip install -U requests urllib3"
             raise PepsError(what, Status.USAGE) from err
         self.base, self._token, self.patience = base, token, Patience()
-        self._failures = (OSError, ValueError, urllib3.exceptions.HTTPError)
+        # TypeError is what requests makes of a proxy without a host.
+        self._failures = (OSError, ValueError, TypeError, urllib3.exceptions.HTTPError)
         self._request = requests.Request
         self._refused: CommonCause | None = None  # the account
         self.silent: dict[str, list[CommonCause]] = {}  # by host, what has had no answer there since the last one
@@ -817,6 +827,8 @@ class Service:
         if type(innermost(err)).__name__ == "SSLCertVerificationError":
             words = f"{host} cannot prove that it is {host} ({reason(err)}), so nothing was sent to it"
             return CommonCause(f"{words}; behind a proxy of your own name its CA in REQUESTS_CA_BUNDLE")
+        if type(err) is OSError:  # what requests says of a file of CAs that is not there
+            return PepsError(f"nothing was sent: {one_line(err)}")
         if isinstance(err, ValueError) and type(err).__name__ != "InvalidHeader":  # InvalidURL and its kin
             return PepsError(f"the address of the {what}, '{one_line(url)}', is refused: {one_line(err)}")
         return self._out_of_order(host, f"{host} gives no answer ({reason(err)})")
@@ -909,8 +921,7 @@ def innermost(err: BaseException) -> BaseException:
 def reason(err: BaseException) -> str:
     """The innermost cause of a network error, in words."""
     cause = innermost(err)
-    words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return one_line(words or type(cause).__name__, 120)
+    return one_line(in_words(cause), 120) or type(cause).__name__
 
 
 def error_words(document: bytes, code: int) -> tuple[int, str]:
@@ -1080,7 +1091,7 @@ def look_at(log: Path, part: io.FileIO | None = None, advice: str = TAKEN) -> Wp
     Raises OrderInDoubt; PepsError (status 2) for a file that is no WPS answer.
     """
     document = b""
-    with named_file(log, advice):
+    with named_file(log, "put that right, or choose another log"):
         require_plain(log)
         if part is None and os.path.lexists(part_path(log)):
             with part_file(log) as left:
@@ -1110,11 +1121,13 @@ def order(service: Service, url: str, log: Path, force: bool = False) -> tuple[W
     """Send an execute request and keep the answer as the log, byte for byte; what the log holds is not ordered again.
 
     `force` replaces what the log holds, and orders anew what is in doubt; the old stays as `<log>.1`, `.2` ...
-    Returns the job, and whether it is a new one. Raises OrderInDoubt; else PepsError, and nothing was ordered.
+    Returns the job, and whether it is a new one. Raises OrderInDoubt, and PepsError, whose words tell of a job that was
+    ordered but whose log cannot be written.
     """
     with contextlib.ExitStack() as stack:
         with named_file(log, "nothing was sent, choose another log file"):
-            require_plain(log)
+            for path in (log, part_path(log, ".new")):
+                require_plain(path)
             part = stack.enter_context(part_file(log))
             answer = settle(part, log, force)
         if not (answer.holds_job or force):
@@ -1181,15 +1194,15 @@ def settle(part: io.FileIO, log: Path, force: bool = False, why: str = "", answe
         if found.holds_job:
             name_log(part, log, document, found)
             return found
-        why = why or "its answer names no statusLocation"
+        why = why or (f"its answer: {found.message}" if found.failed else "its answer names no statusLocation")
     except Unreadable as err:
         why = why or (f"its answer is {err}" if rest else "its answer is empty, or was lost")
     if force:
         keep_copy(log, content)
         part.truncate(0)
         return WpsAnswer("")
-    when, place = (word.decode(errors="replace") for word in noted.groups()) if noted else ("an older run", "PEPS")
-    accepted = f"it may have been accepted, so it is not sent again; look at your jobs on {place}"
+    when, site = (word.decode(errors="replace") for word in noted.groups()) if noted else ("an older run", "PEPS")
+    accepted = f"it may have been accepted, so it is not sent again; look at your jobs on {site}"
     raise OrderInDoubt(f"{log}: the order of {when} is in doubt ({why}{rest}): {accepted}")
 
 

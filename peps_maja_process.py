@@ -125,7 +125,7 @@ class Order:
         self.args, self.service = args, service
         self.folders = [args.write_dir, args.prod_list.parent, Path(".")]
         self.statuses: list[Status] = []
-        self.before = self.now = 0
+        self.before = self.now = self.elsewhere = 0
 
     def is_free(self, product: L1C) -> bool:
         """Whether a product is to be ordered; one with a job is put on the list, where a killed run may lack it."""
@@ -162,6 +162,9 @@ class Order:
 
     def refuse(self, product: L1C, err: PepsError, log: Path) -> None:
         self.statuses.append(err.status)
+        if isinstance(err, common.AnotherRun):
+            self.elsewhere += 1
+            return
         way = f"; {common.way_out(log)}" if isinstance(err, OrderInDoubt) else ""
         words = str(err) if product.name in str(err) else f"{product.name}: {err}"
         console.error(PepsError(words + way, err.status))
@@ -207,6 +210,8 @@ def run(args: Any) -> Status:
             console.say(job_url(args, product))
     else:
         order.place(todo)
+    if order.elsewhere:
+        console.error(PepsError(f"{plural(order.elsewhere, 'product')}: another run is at work there", Status.NOT_YET))
     done = order.before + order.now
     if done and not args.dry_run:
         way = called("peps_maja_download", "-p", args.prod_list, "-w", args.write_dir)

@@ -455,6 +455,16 @@ def test_transports_of_an_order(kind, end, expected, run, internet, monkeypatch)
         assert ("prove" in line) == (end == "untrusted")
 
 
+@pytest.mark.parametrize(("variable", "value", "ends"), [
+    ("HTTPS_PROXY", "http://me:pw@", 75), ("REQUESTS_CA_BUNDLE", "/nowhere.pem", 1),
+])  # fmt: skip
+def test_a_slip_in_the_environment_leaves_no_doubt(variable, value, ends, run, internet, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv(variable.lower(), value)
+    only_line(run("full_maja_process", *ORDER, "--server", OWN, status=ends), "nowhere.pem" if ends == 1 else "")
+    assert not Path("job.log.part").exists()
+
+
 @pytest.mark.parametrize("kind", ["TLS", "tunnel"])
 def test_stopped_while_the_answer_is_awaited_over_tls(kind, launch, internet, monkeypatch):
     """TLS 1.3 sends its tickets before the answer; they are no answer that would have to be read to its end."""
@@ -617,6 +627,7 @@ QUOTED = {
     "each character percent-encoded": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
     "HTML by numbers": lambda text: html.escape(text).encode("ascii", "xmlcharrefreplace").decode(),
     "JSON": lambda text: json.dumps(text)[1:-1],
+    "Python's bytes": lambda text: repr(text.encode())[2:-1],
     "misread": lambda text: text.encode().decode("latin-1"),
 }
 
@@ -635,13 +646,14 @@ def test_masking_comes_to_an_end(password, text):
 def test_a_service_that_quotes_the_password_does_not_make_it_public(password, run, peps, account):
     """In whatever form, and also where the line is cut off in its middle."""
     account.write_bytes(f"{EMAIL} {password}\n".encode())
-    quoting = lambda text: f"bad {basic(EMAIL, password)}, bad <{text}> {'x' * 240} {text}"  # noqa: E731
+    token = basic(EMAIL, password)[6:].rstrip("=")
+    quoting = lambda text: f"bad {quote(basic(EMAIL, password))}, bad <{text}> {'x' * 240} {text}"  # noqa: E731
     error = json.dumps({"ErrorMessage": quoting(password)}).encode()
     peps.always.append(("identifier=FULL_MAJA", status(400, body=error)))
     shown = [(password, only_line(run("full_maja_process", *ORDER, status=1), "bad"))]
     shown += [(form(password), peps_common.one_line(quoting(form(password)))) for form in QUOTED.values()]
     for text, line in shown:
-        for secret in (text, " ".join(text.split()), basic(EMAIL, password)[6:]):
+        for secret in (text, " ".join(text.split()), token):
             assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", line), line
         assert line.count("***") >= 2
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import os
 import random
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from faulty_http import cut, for_gets, no_range, reset, stall, status
 from stories import CHECKOUT, FinishedJob, answer, json_document, limited, only_line, report_of, wait_until, xml
+
+import peps_common
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -324,6 +331,44 @@ def test_memory_of_a_hostile_product(make_job, packing):
     ended, peak = peak_mib(*job.argv, "--check")
     assert ended == (packing != zipfile.ZIP_BZIP2)
     assert peak < 100
+
+
+class BeginningRecord(NamedTuple):
+    """A TLS socket that has a part of a record: it can be read, as the system says, and it gives nothing."""
+
+    sock: socket.socket
+    looks: Iterator[int]
+
+    def recv_into(self, buffer):
+        if next(self.looks, None) is not None:
+            raise ssl.SSLWantReadError
+        return self.sock.recv_into(buffer)
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+
+def test_a_record_that_drips_is_read_to_its_end():
+    patience, (ours, theirs) = peps_common.Patience(), socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"x")
+        patience.ordering = True
+        assert patience.receive(BeginningRecord(ours, iter(range(2000))), bytearray(1)) == 1
+
+
+def test_a_redirect_is_not_read(make_job, monkeypatch):
+    """Neither its body, which may swell, nor ~/.netrc, which would hang here."""
+    os.mkfifo("netrc")
+    monkeypatch.setenv("NETRC", "netrc")
+    job = make_job()
+    there, swelling = (
+        {"Location": f"/{job.identity}/r.json", "Content-Encoding": "gzip"},
+        gzip.compress(bytes(2**28), 1),
+    )
+    job.hit(lambda handler: "?" not in handler.record.target and status(302, there, swelling)(handler), ".xml")
+    ended, peak = peak_mib(*job.argv)
+    assert ended == 75
+    assert peak < 64
 
 
 MANY = {

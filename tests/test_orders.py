@@ -208,6 +208,16 @@ def test_full_disk_stops_the_order(finish, peps):
     assert names_in() == {"peps.txt"}
 
 
+def test_what_is_in_the_way_of_the_log_stops_the_order(run, peps):
+    """The line names it, and nothing was sent."""
+    Path("J.log.new").mkdir()
+    only_line(order(run, status=2), "J.log.new")
+    NOTE.symlink_to("nowhere")
+    line = only_line(order(run, status=2), "J.log.part", "a link")
+    assert "--force" not in line
+    assert peps.journal == []
+
+
 def test_disk_that_fills_while_the_answer_is_awaited(finish, run, peps):
     """An answer that is too long for the room that was taken: what arrived leads to the job."""
     long = answer(PLACE.format("first"), f"<ProcessAccepted>{'x' * 100_000}</ProcessAccepted>")
@@ -233,6 +243,7 @@ ENDINGS: dict[str, tuple] = {
     "ExceptionReport": (REFUSE, "refused", LOCKED),
     "ExceptionReport, 504": (status(504, body=refusal(LOCKED)), "refused", LOCKED),
     "ProcessFailed": (xml(answer(PLACE.format(1), failed(LOCKED))), "refused", LOCKED),
+    "ExceptionReport with a page": (xml(refusal(f"<![CDATA[<!DOCTYPE html>]]>{LOCKED}")), "refused", LOCKED),
     "JSON, 200": (error(400), "refused", LOCKED),
     "JSON 400, 500": (error(400, 500), "refused", LOCKED),
     "JSON without a code, 400": (status(400, body=b'{"ErrorMessage": "tile 31TCJ is locked"}'), "refused", LOCKED),
@@ -269,6 +280,7 @@ ENDINGS: dict[str, tuple] = {
     "closed after the head": (cut(0), "doubt"),
     "reset in the start tag": (reset(60), "doubt"),
     "a job with 500": (status(500, body=JOB), "job"),
+    "a job and a comment": (xml(JOB.replace(b"<Status>", b"<!-- <!DOCTYPE x> --><Status>")), "job"),
     "a job with 404": (status(404, body=JOB), "job"),
     "a job with 503": (status(503, body=JOB), "job"),
     "a length one too long": (status(200, {"Content-Length": len(JOB) + 1}, JOB), "job"),
@@ -640,13 +652,14 @@ def test_force_orders_single_products_anew(run, peps):
     assert names_in("elsewhere") == set()
 
 
-def test_one_product_that_another_run_is_at_does_not_stop_the_others(run, peps):
+def test_products_that_another_run_is_at_do_not_stop_the_others(run, peps):
     fcntl = pytest.importorskip("fcntl")
-    peps.catalogue = list(map(feature, ORBIT_51[:3]))
-    with open(f"{ORBIT_51[1].l1c}.log.part", "wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        only_line(order_each(run, "--force", status=75), "another run", ORBIT_51[1].l1c)
-    assert ordered(peps) == [ORBIT_51[0].l1c, ORBIT_51[2].l1c]
+    peps.catalogue = list(map(feature, ORBIT_51[:4]))
+    with open(f"{ORBIT_51[1].l1c}.log.part", "wb") as one, open(f"{ORBIT_51[2].l1c}.log.part", "wb") as two:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        fcntl.flock(two, fcntl.LOCK_EX)
+        only_line(order_each(run, "--force", status=75), "2 products", "another run")
+    assert ordered(peps) == [ORBIT_51[0].l1c, ORBIT_51[3].l1c]
 
 
 def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps):
