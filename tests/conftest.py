@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+# A shell that starts pytest in the background has SIGINT ignored, nohup SIGHUP, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if os.name == "posix":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Some hundred processes would each compile the scripts anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False  # nor must one compile them whose files may not grow
@@ -104,8 +108,6 @@ class Process(subprocess.Popen):
 def launch(account):
     """Start a script as a process of its own, as a shell or cron does."""
     started = []
-    # A shell that starts pytest in the background has SIGINT ignored, and children inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def launch(script: str, *argv: object, **options) -> Process:
         command = [sys.executable, str(CHECKOUT / f"{script}.py"), *map(str, argv)]
@@ -114,7 +116,6 @@ def launch(account):
         return started[-1]
 
     yield launch
-    signal.signal(signal.SIGINT, before)
     for process in started:
         process.kill()
         process.communicate()
