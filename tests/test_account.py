@@ -74,6 +74,7 @@ class Connection(Handler):
     def do_CONNECT(self):
         host, _, port = self.path.lower().rpartition(":")
         self.server.internet.tunnels.append(host)
+        self.close_connection = True  # also after an HTTP/1.1 CONNECT, as Python 3.12 and later send it
         self.wfile.write(NO_TUNNEL.get(self.server.internet.end, b"HTTP/1.1 200 Connection established\r\n\r\n"))
         if self.server.internet.end not in NO_TUNNEL:
             self.begin_tls(f"https://{host}" + (f":{port}" if port != "443" else ""))
