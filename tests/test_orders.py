@@ -192,6 +192,13 @@ def test_dry_run_with_a_list_asks_the_catalogue(run, peps):
     assert {request.path for request in peps.journal} == {SEARCH}
 
 
+def test_nothing_is_ordered_where_the_catalogue_has_nothing(run, peps):
+    peps.catalogue = []
+    only_line(order(run, "--json", "list.json", status=1), "no product", "nothing was ordered")
+    assert peps.requests(WPS) == []
+    assert names_in() == {"peps.txt"}
+
+
 def test_statuslocation_cannot_forge_a_line(run, peps):
     hostile = answer("http://127.0.0.1:1/a.xml").replace(b"a.xml", b"a&#10;full_maja: all is well&#155;31m&#8238;.xml")
     peps.faults.append((EXECUTE, xml(hostile)))
