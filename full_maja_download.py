@@ -49,7 +49,7 @@ def human(size: float) -> str:
 
 def about(name: str, words: object) -> str:
     """The words with what they are about before them, unless they begin with a file of that name."""
-    return str(words) if re.match(rf"(.*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
+    return str(words) if re.match(rf"([^:]*/)?{re.escape(name)}(\.\w+)*: ", str(words)) else f"{name}: {words}"
 
 
 class State(Enum):
@@ -277,12 +277,13 @@ class Product:
 
     def fetch(self, service: Service, check: bool) -> None:
         """Bring the product to its name, whole and checked (all CRCs with `check`); raises PepsError, OSError."""
-        self.service, began = service, time.monotonic()
+        self.service, self.again, began = service, False, time.monotonic()
         with common.part_file(self.path) as self.part:
             if self._problem(check):
                 try:
                     self._receive_whole()
                 except NotAProduct:  # a damaged one is gone by now, so that this begins afresh
+                    self.again = True
                     self._receive_whole()
                 if self.is_zip or not self.path.exists():  # else somebody has put a file there meanwhile
                     common.finish(self.part, self.path)
@@ -334,7 +335,7 @@ class Product:
         body = self.service.pieces(response, "product", float("inf"))
         head = self._head(response, body) if start == 0 else b""
         if total is None and not self.is_zip:  # nothing else tells whether it is whole
-            total = self.size
+            total = self.size or None
         if self.size is None and total is not None:
             self.size = total
             if self.rest > free_space(self.path.parent):
@@ -362,9 +363,10 @@ class Product:
         while len(head) < HEAD_BYTES and (chunk := next(body, b"")):
             head += chunk
         page = head.lstrip()[:5].lower() in (b"<!doc", b"<html") and self.path.suffix not in (".html", ".htm")
-        if error := common.parse_json_error(head):
+        error = common.parse_json_error(head)
+        if error and (self.again or error[0] in (401, 403)):
             raise self.service.refusal(response, "product", *error)
-        if head and (head.startswith(b"PK\x03\x04") if self.is_zip else not page):
+        if head and not error and (head.startswith(b"PK\x03\x04") if self.is_zip else not page):
             return head
         kind = one_line(response.headers.get("Content-Type", "no type"), 60)
         words = f"a page, or something else that is no product ({kind})" if head else "an empty answer"
@@ -443,8 +445,9 @@ class Job:
     @property
     def statuses(self) -> list[Status]:
         """The exit statuses that the job, its results and its products mean."""
-        failed = [Status.FAILED] if self.refused or self.doubt else []
-        return [self.report.state.status, *failed, *(product.status for product in self.products)]
+        known = self.report.error is None  # else its results are of an earlier report
+        failed = [Status.FAILED] if self.doubt or (known and self.refused) else []
+        return [self.report.state.status, *failed, *(product.status for product in self.products if known)]
 
     @property
     def ended(self) -> bool:
@@ -649,7 +652,8 @@ class FollowUp:
         jobs = [job for job in self.jobs if not job.ended]
         self.service.silent.clear()  # what was out of order is asked again
         self._learn(lambda job: job.ask(self.service), jobs, common.ASK_AT_ONCE)
-        left = [product for product in self.wanted if product.status == Status.NOT_YET]
+        sure = {product for job in self.jobs if not job.report.error for product in job.products}
+        left = [product for product in self.wanted if product in sure and product.status == Status.NOT_YET]
         list(in_threads(self._measure, left, self.args.jobs))
         self._tell(jobs)
         if self.args.dry_run:
@@ -708,14 +712,17 @@ class FollowUp:
     def _with_room(self, products: list[Product]) -> list[Product]:
         """The products that the disk has room for, in their order; the others are given up."""
         folder = self.args.write_dir
-        free, needs = free_space(folder), list(itertools.accumulate(product.rest for product in products))
-        fitting = sum(need <= free for need in needs)
-        words = f"not enough disk space in {folder}: {human(free)} free, {human(max(needs, default=0))} to come"
+        free, fitting, lacking = free_space(folder), list[Product](), list[Product]()
+        words = f"not enough disk space in {folder}: {human(free)} free, {human(sum(p.rest for p in products))} to come"
         if not os.access(folder, os.W_OK):
-            fitting, words = 0, f"{folder} cannot be written to"
+            free, words = -1, f"{folder} cannot be written to"
+        for product in products:
+            fits = product.rest <= free
+            free -= product.rest * fits
+            (fitting if fits else lacking).append(product)
         lack = CommonCause(f"{words}; put that right and run this again")
-        self._give_up([(product, lack) for product in products[fitting:]])
-        return products[:fitting]
+        self._give_up([(product, lack) for product in lacking])
+        return fitting
 
     def _download(self, products: list[Product]) -> None:
         """Download products, the largest first so that none is left to run alone at the end."""
@@ -750,7 +757,7 @@ class FollowUp:
     def _lost_dates(self) -> int:
         """How many dates brought nothing: of each tile what the reports count, or more where the list shows more."""
         seen = [one for one in self.listed if one]
-        finished = all(job.report.state in (State.FINISHED, State.FAILED, State.CANCELED) for job in self.jobs)
+        finished = all(job.report.state == State.FINISHED for job in self.jobs)
         results = [url for job in self.jobs for url in job.report.results]
         missing = missing_acquisitions(seen, results) if finished else []
         if finished and (not console.quiet or any(job.asked for job in self.jobs)):
@@ -887,7 +894,7 @@ def run(args: Any) -> Status:
         State.WAITING: "the computing centre is busy, or ten tiles, the limit for all users, are running already",
         State.RUNNING: "its count is optimistic; a job takes 1 h for its first date, 25 min for each further one",
         State.FINISHED: f"which, is told by --json with the list of: {process} -n --json LIST ...",
-        State.GONE: f"it does not keep jobs for ever; order it again, with another -l or: {process} --force ...",
+        State.GONE: f"order it again, with another -l or: {process} --force ...",
     }
     return FollowUp(jobs, args, token, hints, listed).run()
 

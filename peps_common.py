@@ -526,7 +526,8 @@ def refuse_dtd(document: bytes) -> None:
 
     def refuse(name: str, *declared: object) -> None:
         page = name.lower() == "html"
-        raise Unreadable("a document with a DTD, which is refused", Status.NOT_YET if page else Status.FAILED)
+        words = "a page" if page else "a document with a DTD, which is refused"
+        raise Unreadable(words, Status.NOT_YET if page else Status.FAILED)
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
@@ -798,14 +799,16 @@ class Service:
         """A document byte for byte, and its value; raises PepsError."""
         most = PAGE_MAX_BYTES if what == "search" else DOCUMENT_MAX_BYTES
         with self.patience.lasting(PATIENCE_S):
+            gone = False
             for attempt in itertools.count(1):
                 try:
                     with self.open(url, what) as response:
                         document = b"".join(self.pieces(response, what, most))
                     with parsing:
                         error = parse_json_error(document)
-                    if not error or error[0] not in (404, 410) or attempt > 1:
+                    if gone or not error or error[0] not in (404, 410):
                         break
+                    gone = True
                     time.sleep(MOMENT_S)
                 except CutOff as err:
                     if attempt == TRIES or self.patience.left() < BACKOFF_S * attempt:
@@ -828,7 +831,7 @@ class Service:
             words = f"{host} cannot prove that it is {host} ({reason(err)}), so nothing was sent to it"
             return CommonCause(f"{words}; behind a proxy of your own name its CA in REQUESTS_CA_BUNDLE")
         if type(err) is OSError:  # what requests says of a file of CAs that is not there
-            return PepsError(f"nothing was sent: {one_line(err)}")
+            return CommonCause(f"{one_line(err)}; put REQUESTS_CA_BUNDLE right")
         if isinstance(err, ValueError) and type(err).__name__ != "InvalidHeader":  # InvalidURL and its kin
             return PepsError(f"the address of the {what}, '{one_line(url)}', is refused: {one_line(err)}")
         return self._out_of_order(host, f"{host} gives no answer ({reason(err)})")
@@ -856,7 +859,7 @@ class Service:
         if code in (404, 410) and what in ("search", "order"):
             return CommonCause(f"{host} has nothing at that address ({code}) for the {what}{said}; check --server")
         if code in (404, 410):
-            return Gone(f"{host} no longer has the {what} ({code})")
+            return Gone(f"{host} no longer keeps the {what} ({code})")
         if code in RETRIED:
             return self._out_of_order(host, f"{host} answers {code}{said}")
         return PepsError(f"{host} refused the {what} ({code}){said or ': no reason given'}")
@@ -1111,7 +1114,7 @@ def find_log(name: str, folders: Iterable[Path]) -> Path:
         try:
             return look_at(log).holds_job
         except PepsError as err:
-            return isinstance(err, OrderInDoubt)
+            return isinstance(err, (OrderInDoubt, AnotherRun))
 
     logs = [folder / f"{name}.log" for folder in folders]
     return next(itertools.chain(filter(taken, logs), filter(Path.exists, logs), logs))

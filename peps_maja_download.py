@@ -66,13 +66,14 @@ def find_job(name: str, folders: list[Path]) -> Job:
 def run(args: Any) -> Status:
     token = common.read_account(args.auth)
     folders = [args.write_dir, args.prod_list.parent, Path(".")]
-    jobs = [find_job(name, folders) for name in read_list(args.prod_list)]
-    if not any(os.path.lexists(log) for job in jobs for log in (job.log, common.part_path(job.log))):
+    names = read_list(args.prod_list)
+    logs = [folder / f"{name}.log{suffix}" for name in names for folder in folders for suffix in ("", ".part")]
+    if not any(map(os.path.lexists, logs)):
         words = f"no product of {args.prod_list} has a log in {args.write_dir}, beside the list or here"
         raise PepsError(f"{words}; give the folder that they were ordered with (-w)", Status.USAGE)
     anew = f"to order it again remove its log; to order all anew: {common.called('peps_maja_process')} --force ..."
-    hints = {**HINTS, State.GONE: f"it does not keep jobs for ever; {anew}"}
-    return FollowUp(jobs, args, token, hints).run()
+    hints = {**HINTS, State.GONE: anew}
+    return FollowUp([find_job(name, folders) for name in names], args, token, hints).run()
 
 
 def main(argv: list[str] | None = None) -> int:

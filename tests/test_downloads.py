@@ -288,6 +288,13 @@ def test_a_full_disk_is_said_before_the_download(run, job, mount):
     job.require_whole()
 
 
+def test_one_product_that_is_too_large_stops_no_other(run, job, victim, peps, mount):
+    peps.products[victim.name] = make_product(victim.name, 20 * SIZE)
+    mount(f"size={5 * SIZE // 4096 * 4096}")
+    only_line(download(run, job, status=1), victim.name, "not enough disk space")
+    assert set(job.on_disk()) == set(job.bodies) - {victim.name}
+
+
 def test_a_full_disk_is_said_when_the_download_itself_tells_the_length(run, job, mount):
     mount(f"size={SIZE // 2 // 4096 * 4096}")
     job.hit(for_heads(status(501)), "/maja/")

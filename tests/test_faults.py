@@ -205,6 +205,7 @@ CONTENTS = {
     "an error with 200": never(
         send('{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}'), words=("the tape is lost",)
     ),
+    "not there with 200, once": mended(send('{"ErrorCode": 404, "ErrorMessage": "Not Found"}')),
     "not now with 200": later(send('{"ErrorCode": 503, "ErrorMessage": "busy"}'), words=("503", "busy")),
     "an empty answer for ever": never(status(200), words=("an empty answer",)),
     "a page instead of the rest": never(status(200, body=PAGE), words=("page",), left=PART, **OF_PART),
