@@ -698,8 +698,7 @@ def make_session(patience: Patience, connections: int) -> Any:
     agent = f"peps_maja/{__version__} {session.headers['User-Agent']}"
     session.headers.update({"User-Agent": agent, "Accept-Encoding": "identity"})
     retry = PatientRetry(TRIES - 1, status_forcelist=RETRIED, backoff_factor=BACKOFF_S, raise_on_status=False)
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter(pool_maxsize=max(connections, ASK_AT_ONCE), max_retries=retry))
+    session.adapters.update(dict.fromkeys(session.adapters, Adapter(pool_maxsize=connections, max_retries=retry)))
     return session
 
 
@@ -724,7 +723,7 @@ class Service:
         self._request = requests.Request
         self._refused: CommonCause | None = None  # the account
         self.silent: dict[str, list[CommonCause]] = {}  # by host, what has had no answer there since the last one
-        self.session = make_session(self.patience, connections)
+        self.session = make_session(self.patience, max(connections, ASK_AT_ONCE))
 
     def _sign(self, request: Any) -> Any:
         # Decided on the URL as requests has normalised it, so that no two parsers can disagree on the host.
