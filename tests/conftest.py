@@ -47,7 +47,6 @@ def peps(one_peps, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PEPS_URL", one_peps.url)
     monkeypatch.setattr(peps_common, "BACKOFF_S", 0)
-    monkeypatch.setattr(peps_common, "MOMENT_S", 0)
     yield one_peps
     one_peps.reset()
 

@@ -251,7 +251,7 @@ def require_healthy(run, job: FinishedJob, *others: FinishedJob):
 
 @pytest.mark.parametrize("row", FAULTS.values(), ids=FAULTS)
 def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, run, make_job, monkeypatch):
-    monkeypatch.setattr(peps_common, "READ_TIMEOUT_S", row.read_timeout_s)
+    monkeypatch.setattr(peps_common, "TIMEOUTS_S", (15, row.read_timeout_s))
     job = make_job()
     if row.before is not None:
         job.part(VICTIM).write_bytes(row.before)
