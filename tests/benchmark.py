@@ -43,12 +43,20 @@ PACED_BYTES = 128 * 1024
 START_ROUNDS = 20
 FINISHED_JOBS = 300
 # In hundredths of --mb. The uneven ones fill four lanes to the same height if the largest go first.
-SETS = {"equal": [100] * 8, "half": [50] * 8, "uneven": [20, 30, 40, 50, 50, 60, 70, 80]}
+SETS = {
+    "equal": [100] * 8,
+    "half": [50] * 8,
+    "uneven": [20, 30, 40, 50, 50, 60, 70, 80],
+}
 
 ANSWER = '<w:ExecuteResponse xmlns:w="http://www.opengis.net/wps/1.0.0" statusLocation="{base}/{job}.xml"><w:Status>'
-ACCEPTED = ANSWER + "<w:ProcessAccepted>accepted</w:ProcessAccepted></w:Status></w:ExecuteResponse>"
+ACCEPTED = (
+    ANSWER
+    + "<w:ProcessAccepted>accepted</w:ProcessAccepted></w:Status></w:ExecuteResponse>"
+)
 SUCCEEDED = (
-    ANSWER + "<w:ProcessSucceeded>done</w:ProcessSucceeded></w:Status><w:ProcessOutputs><w:Output>"
+    ANSWER
+    + "<w:ProcessSucceeded>done</w:ProcessSucceeded></w:Status><w:ProcessOutputs><w:Output>"
     '<w:Reference href="{base}/{job}.json"/></w:Output></w:ProcessOutputs></w:ExecuteResponse>'
 )
 # A process inherits the peak memory of the one that started it, so a small one starts each tool.
@@ -114,7 +122,9 @@ class Server(socketserver.ThreadingTCPServer):
         self.folder = folder
         if context:
             # The handshake belongs to each connection's thread, so that none holds up the others.
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request, client_address):
@@ -139,7 +149,9 @@ def serve(folder: Path) -> None:
 def running_server(folder: Path):
     """The server as a process of its own; yields its base URLs."""
     command = [sys.executable, __file__, "--serve", str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         try:
             yield json.loads(process.stdout.readline())
         finally:
@@ -149,7 +161,10 @@ def running_server(folder: Path):
 def make_zip(path: Path, size: int) -> None:
     """Write a zip of about `size` bytes that nothing can pack any further."""
     block = os.urandom(min(size, 1024 * 1024))
-    with zipfile.ZipFile(path, "w") as archive, archive.open(f"{path.stem}/FRE.tif", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(path, "w") as archive,
+        archive.open(f"{path.stem}/FRE.tif", "w", force_zip64=True) as member,
+    ):
         for left in range(size, 0, -len(block)):
             member.write(block[:left])
 
@@ -158,29 +173,48 @@ class Transfer:
     """One set of products on the server, fetched in one way; `rate` in MB/s a connection, 0 without limit."""
 
     def __init__(self, kind: str, base: str, folder: Path):
-        self.base, self.rate, self.paths = base, 0 if folder.name == "equal" else RATE_MB, sorted(folder.iterdir())
+        self.base, self.rate, self.paths = (
+            base,
+            0 if folder.name == "equal" else RATE_MB,
+            sorted(folder.iterdir()),
+        )
         self.size = sum(path.stat().st_size for path in self.paths)
-        self.urls = [f"{base}/{self.rate}/{folder.name}/{path.name}" for path in self.paths]
+        self.urls = [
+            f"{base}/{self.rate}/{folder.name}/{path.name}" for path in self.paths
+        ]
         limit = f", {self.rate} MB/s a connection" if self.rate else ""
         self.name = f"{kind}, 8 {folder.name}, {self.size / 1e6:.0f} MB{limit}"
 
 
-def make_transfers(folder: Path, megabytes: float, bases: dict[str, str]) -> Iterable[Transfer]:
+def make_transfers(
+    folder: Path, megabytes: float, bases: dict[str, str]
+) -> Iterable[Transfer]:
     """Write the products, and yield what is to be fetched of them."""
     for name, hundredths in SETS.items():
         (folder / name).mkdir()
         for number, share in enumerate(hundredths, 1):
-            path = folder / name / f"SENTINEL2A_201707{number:02}-105605-456_L2A_T31TCJ_D_V1-4.zip"
+            path = (
+                folder
+                / name
+                / f"SENTINEL2A_201707{number:02}-105605-456_L2A_T31TCJ_D_V1-4.zip"
+            )
             make_zip(path, int(megabytes * share * 10_000))
         for kind, base in bases.items():
-            if (name, kind) != ("uneven", "TLS"):  # TLS changes nothing in the order, for which the uneven ones are
+            if (name, kind) != (
+                "uneven",
+                "TLS",
+            ):  # TLS changes nothing in the order, for which the uneven ones are
                 yield Transfer(kind, base, folder / name)
 
 
-def write_job(status: Path, report: Path, log: Path, urls: list[str], base: str) -> None:
+def write_job(
+    status: Path, report: Path, log: Path, urls: list[str], base: str
+) -> None:
     place = {"base": base, "job": log.stem}
     status.write_text(SUCCEEDED.format(**place))
-    report.write_text(json.dumps({"USER_INFO": {"job_status": "FINISHED", "results": urls}}))
+    report.write_text(
+        json.dumps({"USER_INFO": {"job_status": "FINISHED", "results": urls}})
+    )
     log.write_text(ACCEPTED.format(**place))
 
 
@@ -200,9 +234,22 @@ class Bench:
     """Runs commands in a folder of their own, in an environment without proxies."""
 
     def __init__(self, folder: Path):
-        self.folder, self.run_folder, self.authority = folder, folder / "run", str(folder / "ca.pem")
-        unwanted = ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "PEPS_URL", "PYTHONDONTWRITEBYTECODE")
-        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k not in unwanted}
+        self.folder, self.run_folder, self.authority = (
+            folder,
+            folder / "run",
+            str(folder / "ca.pem"),
+        )
+        unwanted = (
+            "CURL_CA_BUNDLE",
+            "SSL_CERT_FILE",
+            "PEPS_URL",
+            "PYTHONDONTWRITEBYTECODE",
+        )
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.lower().endswith("_proxy") and k not in unwanted
+        }
         self.environment = {**kept, "REQUESTS_CA_BUNDLE": self.authority}
         self.account, refresh = folder / "account.txt", folder / "resto" / "wps"
         self.account.touch(0o600)
@@ -217,9 +264,20 @@ class Bench:
         aria2c = f"aria2c --no-conf -q -j {JOBS} --file-allocation=none -d out -i - --ca-certificate={self.authority}"
         wget = f"xargs -P {JOBS} -n 1 wget --no-config -nv -P out --ca-certificate={self.authority}"
         curl = [*curl.split(), self.authority, "--remote-name-all", *transfer.urls]
-        rows = {"curl -Z": curl, "aria2c": aria2c.split(), "xargs -P wget": wget.split()}
-        there = {name: row for name, row in rows.items() if shutil.which(name.split()[-1].replace("-Z", "curl"))}
-        return {OURS: [sys.executable, DOWNLOADER, *options.split(), str(self.account)], **there}
+        rows = {
+            "curl -Z": curl,
+            "aria2c": aria2c.split(),
+            "xargs -P wget": wget.split(),
+        }
+        there = {
+            name: row
+            for name, row in rows.items()
+            if shutil.which(name.split()[-1].replace("-Z", "curl"))
+        }
+        return {
+            OURS: [sys.executable, DOWNLOADER, *options.split(), str(self.account)],
+            **there,
+        }
 
     def start(self, command: list[str]) -> Measure:
         """Run a command in the run's folder, the URLs on its standard input; raises SystemExit if it fails."""
@@ -231,8 +289,12 @@ class Bench:
         )  # fmt: skip
         seconds, cpu, memory, status = json.loads(done.stdout)
         if status:
-            raise SystemExit(f"{shlex.join(command)}\nended with {status}:\n{log.read_text(errors='replace')}")
-        return Measure(seconds, cpu, memory / (1024 * 1024 if sys.platform == "darwin" else 1024))
+            raise SystemExit(
+                f"{shlex.join(command)}\nended with {status}:\n{log.read_text(errors='replace')}"
+            )
+        return Measure(
+            seconds, cpu, memory / (1024 * 1024 if sys.platform == "darwin" else 1024)
+        )
 
     @contextlib.contextmanager
     def new_run(self):
@@ -243,19 +305,27 @@ class Bench:
         finally:
             shutil.rmtree(self.run_folder)
 
-    def fetch(self, transfer: Transfer, command: list[str], every_byte: bool) -> Measure:
+    def fetch(
+        self, transfer: Transfer, command: list[str], every_byte: bool
+    ) -> Measure:
         """Run one download into a new folder, and compare what it brought with the originals."""
         with self.new_run() as run:
             status, report = self.folder / "job.xml", self.folder / "job.json"
-            write_job(status, report, run / "job.log", transfer.urls, f"{transfer.base}/0")
+            write_job(
+                status, report, run / "job.log", transfer.urls, f"{transfer.base}/0"
+            )
             (run / "urls.txt").write_text("".join(f"{url}\n" for url in transfer.urls))
             os.sync()  # what the last run left to be written is not this one's burden
             measure = self.start(command)
             for path in transfer.paths:
                 got = run / "out" / path.name
                 whole = got.is_file() and got.stat().st_size == path.stat().st_size
-                if not whole or (every_byte and not filecmp.cmp(got, path, shallow=False)):
-                    raise SystemExit(f"{shlex.join(command)}\nbrought {got.name} incomplete or changed")
+                if not whole or (
+                    every_byte and not filecmp.cmp(got, path, shallow=False)
+                ):
+                    raise SystemExit(
+                        f"{shlex.join(command)}\nbrought {got.name} incomplete or changed"
+                    )
         return measure
 
     def show(self, transfer: Transfer, rounds: int, details: list[str]) -> None:
@@ -264,27 +334,44 @@ class Bench:
         measures: dict[str, list[Measure]] = {name: [] for name in commands}
         for number in range(rounds):
             for name, command in commands.items():
-                measures[name].append(self.fetch(transfer, command, every_byte=number == 0))
+                measures[name].append(
+                    self.fetch(transfer, command, every_byte=number == 0)
+                )
         ours = [one.seconds for one in measures[OURS]]
         row = [transfer.name, f"{statistics.median(ours):.2f} s"]
         for name in TOOLS:
-            ratios = sorted(theirs.seconds / mine for theirs, mine in zip(measures.get(name, []), ours))
+            ratios = sorted(
+                theirs.seconds / mine
+                for theirs, mine in zip(measures.get(name, []), ours)
+            )
             middle = statistics.median(ratios) if ratios else 0
-            row.append(f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "not there")
+            row.append(
+                f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+                if ratios
+                else "not there"
+            )
         print(f"| {' | '.join(row)} |", flush=True)
         ideal = transfer.size / (transfer.rate * 1e6 * JOBS) if transfer.rate else 0
         for name, found in measures.items():
             seconds, cpu, memory = median(found)
-            to_ideal = f", {seconds / ideal:.3f} of bytes / (rate x {JOBS})" if ideal else ""
-            details.append(f"{transfer.name}: {name}: {seconds:.2f} s{to_ideal}, CPU {cpu:.2f} s, {memory:.0f} MiB")
+            to_ideal = (
+                f", {seconds / ideal:.3f} of bytes / (rate x {JOBS})" if ideal else ""
+            )
+            details.append(
+                f"{transfer.name}: {name}: {seconds:.2f} s{to_ideal}, CPU {cpu:.2f} s, {memory:.0f} MiB"
+            )
 
 
 def show_start(bench: Bench) -> None:
     commands = [sys.executable, "-c", BARE], [sys.executable, DOWNLOADER, "-h"]
     with bench.new_run():
-        rounds = [[bench.start(command) for command in commands] for _ in range(START_ROUNDS)]
+        rounds = [
+            [bench.start(command) for command in commands] for _ in range(START_ROUNDS)
+        ]
     bare, ours = (1000 * median(found).seconds for found in zip(*rounds))
-    print(f"\n{OURS} -h: {ours:.0f} ms; a bare argparse's -h: {bare:.0f} ms; ratio {ours / bare:.2f}")
+    print(
+        f"\n{OURS} -h: {ours:.0f} ms; a bare argparse's -h: {bare:.0f} ms; ratio {ours / bare:.2f}"
+    )
 
 
 def show_finished(bench: Bench, products: int) -> None:
@@ -294,12 +381,26 @@ def show_finished(bench: Bench, products: int) -> None:
         make_zip(run / "small.zip", 1000)
         logs = [run / f"{number:03}.log" for number in range(FINISHED_JOBS)]
         for log in logs:
-            names = [f"SENTINEL2A_20170704-{n:06}-{log.stem}_L2A_T31TCJ_D_V1-4.zip" for n in range(products)]
+            names = [
+                f"SENTINEL2A_20170704-{n:06}-{log.stem}_L2A_T31TCJ_D_V1-4.zip"
+                for n in range(products)
+            ]
             urls = [f"{base}/{name}" for name in names]
-            write_job(log.with_suffix(".stat"), log.with_suffix(".json"), log, urls, base)
+            write_job(
+                log.with_suffix(".stat"), log.with_suffix(".json"), log, urls, base
+            )
             for name in names:
                 shutil.copy(run / "small.zip", run / name)
-        command = [sys.executable, DOWNLOADER, "--server", base, "-a", str(bench.account), "-l", *map(str, logs)]
+        command = [
+            sys.executable,
+            DOWNLOADER,
+            "--server",
+            base,
+            "-a",
+            str(bench.account),
+            "-l",
+            *map(str, logs),
+        ]
         seconds, _, memory = median(bench.start(command) for _ in range(3))
         door.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -310,19 +411,39 @@ def show_finished(bench: Bench, products: int) -> None:
 
 
 def show_machine() -> None:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("requests", "urllib3")]
+    versions = [
+        f"{name} {importlib.metadata.version(name)}" for name in ("requests", "urllib3")
+    ]
     for tool in filter(shutil.which, ("curl", "aria2c", "wget")):
-        words = subprocess.run([tool, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+        words = subprocess.run(
+            [tool, "--version"], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.split()
         versions.append(f"{tool} {next(word for word in words if word[0].isdigit())}")
-    print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}, {', '.join(versions)}")
+    print(
+        f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}, {', '.join(versions)}"
+    )
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=float, default=200, help="MB of each of eight products (default: 200)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
-    parser.add_argument("--dir", help="disk to use, 24 x MB of it: 4.8 GB (default: that of the temporary files)")
-    parser.add_argument("--quick", action="store_true", help="small and once, only to see that it works")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--mb",
+        type=float,
+        default=200,
+        help="MB of each of eight products (default: 200)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often each is measured (default: 3)"
+    )
+    parser.add_argument(
+        "--dir",
+        help="disk to use, 24 x MB of it: 4.8 GB (default: that of the temporary files)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small and once, only to see that it works"
+    )
     parser.add_argument("--serve", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
@@ -334,9 +455,16 @@ def main(argv=None) -> int:
     with tempfile.TemporaryDirectory(prefix="peps_benchmark_", dir=args.dir) as name:
         folder = Path(name).resolve()
         with running_server(folder) as bases:
-            bench, transfers = Bench(folder), list(make_transfers(folder, megabytes, bases))
-            print(f"\nMedians of {rounds} rounds, in brackets the least and the most; {JOBS} downloads at once.\n")
-            print(f"| products | {OURS} | curl -Z takes | aria2c takes | xargs -P wget takes |\n|---|--:|--:|--:|--:|")
+            bench, transfers = (
+                Bench(folder),
+                list(make_transfers(folder, megabytes, bases)),
+            )
+            print(
+                f"\nMedians of {rounds} rounds, in brackets the least and the most; {JOBS} downloads at once.\n"
+            )
+            print(
+                f"| products | {OURS} | curl -Z takes | aria2c takes | xargs -P wget takes |\n|---|--:|--:|--:|--:|"
+            )
             for transfer in transfers:
                 bench.show(transfer, rounds, details)
             print("", *details, sep="\n")

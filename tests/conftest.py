@@ -1,11 +1,10 @@
-"""Fixtures of the stories: one local PEPS for the whole session, and the ways to run a script against it."""
+"""Fixtures of the stories: one local PEPS for all, and the ways to run a script."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
-import re
 import signal
 import struct
 import subprocess
@@ -14,23 +13,16 @@ from pathlib import Path
 
 import pytest
 
-# A shell that starts pytest in the background has SIGINT ignored, nohup SIGHUP, and children inherit that.
+# A shell that starts pytest in the background has SIGINT ignored, and children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-if os.name == "posix":
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Some hundred processes would each compile the scripts anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False  # nor must one compile them whose files may not grow
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import local_peps  # noqa: E402
-from stories import CHECKOUT, FinishedJob, Result, wait_until  # noqa: E402
+from stories import CHECKOUT, FinishedJob, Result  # noqa: E402
 
 import peps_common  # noqa: E402
-
-
-def pytest_addoption(parser):
-    parser.addoption("--every-step", action="store_true", help="stop an order at each step, not at each few")
 
 
 @pytest.fixture(scope="session")
@@ -41,12 +33,12 @@ def one_peps():
 
 @pytest.fixture
 def peps(one_peps, monkeypatch):
-    """The local PEPS as if just started, and an environment in which it is the default server."""
+    """The local PEPS as if just started, the default server of this environment."""
     one_peps.reset()
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PEPS_URL", one_peps.url)
-    monkeypatch.setattr(peps_common, "BACKOFF_S", 0)
+    monkeypatch.setattr(peps_common, "BACKOFF_S", 0)  # five tries take 7 s otherwise
     yield one_peps
     one_peps.reset()
 
@@ -69,7 +61,7 @@ def account(folder, peps):
 
 @pytest.fixture
 def run(capsys, account):
-    """Run a script's main in this process; fails the test unless it ends with `status`."""
+    """Run a script's main in this process; it must end with `status`."""
 
     def run(script: str, *argv: object, status: int | None = 0) -> Result:
         capsys.readouterr()
@@ -82,36 +74,16 @@ def run(capsys, account):
     return run
 
 
-class Process(subprocess.Popen):
-    def wait_asleep(self):
-        """Wait until it waits for something, where Linux tells: a signal just before that would not wake it up."""
-        status, looks = Path(f"/proc/{self.pid}/status"), []
-
-        def still() -> bool:
-            if self.poll() is not None:
-                return True
-            text = status.read_text()
-            looks.append(re.findall(r"ctxt_switches:\s*(\d+)", text) if "(sleeping)" in text else len(looks))
-            return looks[-10:] == looks[-1:] * 10
-
-        if status.exists():
-            wait_until(still)
-
-    def stop(self, number: int) -> str:
-        """Send a signal, which ends it at once; returns its stderr."""
-        self.send_signal(number)
-        return self.communicate(timeout=10)[1]
-
-
 @pytest.fixture
 def launch(account):
     """Start a script as a process of its own, as a shell or cron does."""
     started = []
 
-    def launch(script: str, *argv: object, **options) -> Process:
-        command = [sys.executable, str(CHECKOUT / f"{script}.py"), *map(str, argv)]
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(Process(command, **{**pipes, **options}))
+    def launch(script: str, *argv: object, **options) -> subprocess.Popen:
+        command = [sys.executable, CHECKOUT / f"{script}.py", *map(str, argv)]
+        streams = {"stdin": subprocess.DEVNULL, "text": True}
+        streams |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, **{**streams, **options}))
         return started[-1]
 
     yield launch
@@ -122,11 +94,13 @@ def launch(account):
 
 @pytest.fixture
 def finish(launch):
-    """Run a script as a process to its end; fails the test unless it ends with `status`."""
+    """Run a script as a process to its end; it must end with `status`."""
 
-    def finish(script: str, *argv: object, status: int | None = 0, input: str | None = None, **options) -> Result:
-        process = launch(script, *argv, **({} if input is None else {"stdin": subprocess.PIPE}), **options)
-        out, err = process.communicate(input, timeout=60)
+    def finish(script, *argv, status: int | None = 0, input=None, **options) -> Result:
+        if input is not None:
+            options["stdin"] = subprocess.PIPE
+        process = launch(script, *argv, **options)
+        out, err = process.communicate(input)
         result = Result(process.returncode, out or "", err or "")
         assert status is None or result.status == status, result
         assert "Traceback" not in result.err, result
@@ -138,21 +112,27 @@ def finish(launch):
 @pytest.fixture
 def make_job(peps, account):
     """Make finished jobs, with so many products of a size."""
-    return lambda identity="31TCJ", count=3, size=100_000: FinishedJob(peps, identity, count, size)
+    return lambda name="31TCJ", count=3, size=100_000: FinishedJob(
+        peps, name, count, size
+    )
 
 
 @pytest.fixture
 def terminal(launch):
-    """Run a script with all its streams on a terminal of a hundred columns; returns what the terminal shows."""
-    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    """Run a script on a terminal of 80 columns; returns what the terminal shows.
 
-    def terminal(script: str, *argv: object, answer=b"", status=0, see=lambda shown, process: None) -> str:
+    `answer` is typed when it asks yes/no; `see(shown, process)` may act on what is
+    shown so far.
+    """
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
+
+    def terminal(script, *argv, answer=b"", status=0, see=lambda shown, process: None):
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
         process = launch(script, *argv, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # Linux says EIO when the last writer has left
+        with contextlib.suppress(OSError):  # Linux says EIO when the last has left
             while chunk := os.read(ours, 65536):
                 shown += chunk
                 see(shown, process)
@@ -161,7 +141,7 @@ def terminal(launch):
                     answer = b""
         os.close(ours)
         text = shown.decode().replace("\r\n", "\n")
-        assert process.wait(30) == status, text
+        assert process.wait() == status, text
         return text
 
     return terminal

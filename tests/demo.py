@@ -20,10 +20,10 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 ORDER = "full_maja_process.py -t 31TCJ -a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ_20170101.log"
 FETCH = "full_maja_download.py -a peps.txt -l 31TCJ_20170101.log"
-ORDER_LISTED = (
-    "full_maja_process.py -t 31TCJ -o 51 -a peps.txt -d 2017-07-01 -e 2017-09-01 -l summer.log --json l1c.json"
+ORDER_LISTED = "full_maja_process.py -t 31TCJ -o 51 -a peps.txt -d 2017-07-01 -e 2017-09-01 -l summer.log --json l1c.json"
+FETCH_LISTED = (
+    "full_maja_download.py -a peps.txt -l summer.log -w summer --json l1c.json"
 )
-FETCH_LISTED = "full_maja_download.py -a peps.txt -l summer.log -w summer --json l1c.json"
 ORDER_EACH = "peps_maja_process.py 2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51 -p prod_list.txt"
 FETCH_EACH = "peps_maja_download.py -p prod_list.txt -a peps.txt -w PEPS_MAJA"
 
@@ -33,13 +33,19 @@ class Demo:
 
     def __init__(self, peps: LocalPeps, folder: Path):
         self.peps, self.folder, self.problems = peps, folder, []
-        kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.lower().endswith("_proxy")
+        }
         self.environment = {**kept, "PEPS_URL": peps.url, "PYTHONUTF8": "1"}
         account = folder / "peps.txt"
         account.touch(0o600)
         account.write_text(peps.account + "\n", "utf-8")
 
-    def run(self, line: str, status: int, *texts: str, requests: int | None = None) -> None:
+    def run(
+        self, line: str, status: int, *texts: str, requests: int | None = None
+    ) -> None:
         """Show a command; note it unless it ends with `status`, says the `texts`, and sends so many `requests`."""
         before = len(self.peps.requests())
         script, *arguments = shlex.split(line)
@@ -50,8 +56,13 @@ class Demo:
         )  # fmt: skip
         sent = len(self.peps.requests()) - before
         print(f"{abridged(done.stdout)}[exit status {done.returncode}]")
-        self.expect(done.returncode == status, f"{line}: ended with {done.returncode}, not with {status}")
-        self.expect(requests in (None, sent), f"{line}: sent {sent} requests, not {requests}")
+        self.expect(
+            done.returncode == status,
+            f"{line}: ended with {done.returncode}, not with {status}",
+        )
+        self.expect(
+            requests in (None, sent), f"{line}: sent {sent} requests, not {requests}"
+        )
         for text in texts:
             self.expect(text in done.stdout, f"{line}: did not say '{text}'")
 
@@ -60,9 +71,15 @@ class Demo:
             self.problems.append(problem)
 
     def expect_products(self, name: str, count: int) -> None:
-        whole = sum(zipfile.is_zipfile(path) for path in self.folder.glob(f"{name}/SENTINEL2*.zip"))
+        whole = sum(
+            zipfile.is_zipfile(path)
+            for path in self.folder.glob(f"{name}/SENTINEL2*.zip")
+        )
         self.expect(whole == count, f"{name}: {whole} whole products, not {count}")
-        self.expect(not list(self.folder.glob(f"{name}/*.part")), f"{name}: partial files are left")
+        self.expect(
+            not list(self.folder.glob(f"{name}/*.part")),
+            f"{name}: partial files are left",
+        )
 
     def later(self, hours: int) -> None:
         print(f"\n... {hours} {'hour' if hours == 1 else 'hours'} later")
@@ -79,7 +96,9 @@ def abridged(text: str) -> str:
 
 def time_series(demo: Demo) -> None:
     """A time series: half a year of one tile."""
-    clear = sum(not seen.cloudy for seen in acquisitions("31TCJ", "2017-07-01", "2018-01-01"))
+    clear = sum(
+        not seen.cloudy for seen in acquisitions("31TCJ", "2017-07-01", "2018-01-01")
+    )
     demo.run(ORDER, 0, "/wps/outputs/", requests=1)
     demo.run(ORDER, 2, "--force", requests=0)
     demo.run(FETCH, 75, "waiting")
@@ -98,13 +117,18 @@ def missing_date(demo: Demo) -> None:
     demo.peps.lost.add(lost.l1c)
     demo.run(ORDER_LISTED, 0, f"{len(seen)} dates")
     demo.later(hours=10)
-    demo.run(FETCH_LISTED, 0, "1 date lost", f"{lost.day[:4]}-{lost.day[4:6]}-{lost.day[6:]}")
+    demo.run(
+        FETCH_LISTED, 0, "1 date lost", f"{lost.day[:4]}-{lost.day[4:6]}-{lost.day[6:]}"
+    )
     demo.expect_products("summer", sum(not one.cloudy for one in seen) - 1)
 
 
 def single_products(demo: Demo) -> None:
     """Single products: a month around a point."""
-    clear = sum(not seen.cloudy for seen in acquisitions("31TCJ", "2017-11-01", "2017-12-01", 51))
+    clear = sum(
+        not seen.cloudy
+        for seen in acquisitions("31TCJ", "2017-11-01", "2017-12-01", 51)
+    )
     demo.run(ORDER_EACH, 0, "ignored", "/wps/outputs/")
     demo.later(hours=1)
     demo.run(FETCH_EACH, 75, "running")
@@ -116,9 +140,14 @@ def single_products(demo: Demo) -> None:
 
 def main() -> int:
     sys.stdout.reconfigure(errors="backslashreplace")
-    with LocalPeps() as peps, tempfile.TemporaryDirectory(prefix="peps_demo_") as folder:
+    with (
+        LocalPeps() as peps,
+        tempfile.TemporaryDirectory(prefix="peps_demo_") as folder,
+    ):
         demo = Demo(peps, Path(folder))
-        print(f"A local PEPS stands in for the service: PEPS_URL={peps.url}, its account is in peps.txt.")
+        print(
+            f"A local PEPS stands in for the service: PEPS_URL={peps.url}, its account is in peps.txt."
+        )
         for part in (time_series, missing_date, single_products):
             print(f"\n--- {part.__doc__}")
             part(demo)

@@ -1,6 +1,7 @@
 """The sockets of the local PEPS, and the faults that can be put on them.
 
-A fault is called with the Handler of a request, and returns something true if it has answered that request itself.
+A fault is called with the Handler of a request, and returns something true if it has
+answered that request itself.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ LINGER_NOW = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 
 
 def status(code, headers=None, body=b"", content_type="text/html"):
-    """Answer with this instead; a Content-Length among the headers is sent as it is, right or wrong."""
-    return lambda handler: handler.answer(code, {"Content-Type": content_type, **(headers or {})}, body) or True
+    """Answer with this instead; a Content-Length among the headers is sent as it is."""
+    return lambda handler: (
+        handler.answer(code, {"Content-Type": content_type, **(headers or {})}, body)
+        or True
+    )
 
 
 def cut(after):
-    """Close the connection after so many bytes of the normal answer's body; None: before its head."""
+    """Close the connection after so many bytes of the normal body; None: no head."""
 
     def fault(handler):
         handler.cut_after = after
@@ -47,9 +51,10 @@ def reset(after):
 
 
 def hold(event, after=0):
-    """Send so many bytes of the normal answer's body, wait for the event, go on; None: wait before its head.
+    """Send so many bytes of the normal body, wait for the event, go on.
 
-    The server sets the event itself when it stops or is reset, so that nothing waits for ever.
+    None: wait before its head.
+    The server sets the event itself when it stops or is reset.
     """
 
     def fault(handler):
@@ -62,7 +67,7 @@ def hold(event, after=0):
 
 
 def stall(after=None):
-    """Send so many bytes of the normal answer, then nothing more, and keep the connection open."""
+    """Send so many bytes of the normal body, then nothing more; stay connected."""
     return lambda handler: hold(threading.Event(), after)(handler)
 
 
@@ -94,7 +99,7 @@ def head_and(body: bytes, *lines: str, code: str = "200 OK"):
 
 
 def endless(head: bytes, again: bytes, pause_s: float = 0):
-    """Send a head, then the same bytes for ever, until the client leaves or the server stops."""
+    """Send a head, then the same bytes until the client leaves or the server stops."""
 
     def fault(handler):
         stop = threading.Event()
@@ -110,7 +115,7 @@ def endless(head: bytes, again: bytes, pause_s: float = 0):
 
 
 def for_gets(*faults, for_ever: bool = False):
-    """What the GET requests meet, one after the other; then nothing, or the last one for ever. HEAD is spared."""
+    """What GET requests meet in turn; then nothing, or the last one for ever."""
     turns = iter(faults)
     last = faults[-1] if for_ever else None
 
@@ -126,14 +131,14 @@ def for_heads(fault):
     return lambda handler: handler.command == "HEAD" and fault(handler)
 
 
-def json_error(code: int, text: str) -> tuple[int, dict, bytes]:
+def error_document(code: int, text: str) -> tuple[int, dict, bytes]:
     """An error as the service puts it: status, headers and body."""
     content = json.dumps({"ErrorCode": code, "ErrorMessage": text}).encode()
     return code, {"Content-Type": "application/json"}, content
 
 
 class Request(NamedTuple):
-    """The head of a request as it came: `query` undecoded, header names in lower case, `host` as named."""
+    """The head of a request: `query` undecoded, header names in lower case."""
 
     method: str
     path: str
@@ -147,18 +152,20 @@ class Request(NamedTuple):
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """The listening socket, which knows its connections so that they can all be ended at once."""
+    """The listening socket, which knows its connections so that it can end them."""
 
     request_queue_size = 128
     allow_reuse_address = True
 
-    def __init__(self, peps, handler=None):
+    def __init__(self, peps, handler=None, port=0):
         self.peps, self.open = peps, {}
-        super().__init__(("127.0.0.1", 0), handler or Handler)
+        super().__init__(("127.0.0.1", port), handler or Handler)
 
     def process_request(self, request, client_address):
         work = self.process_request_thread
-        thread = threading.Thread(target=work, args=(request, client_address), daemon=True)
+        thread = threading.Thread(
+            target=work, args=(request, client_address), daemon=True
+        )
         self.open[thread] = request
         thread.start()
 
@@ -184,7 +191,7 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One connection. The fields from `cut_after` on are set by faults, for one request."""
+    """One connection; faults set its fields from `cut_after` on, for one request."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -198,14 +205,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def parse_request(self) -> bool:
         """Read a head, and put it into the journal."""
-        self.cut_after, self.reset, self.hold, self.no_range, self.no_length = None, False, None, False, False
+        self.cut_after, self.reset, self.hold, self.no_range, self.no_length = (
+            None,
+            False,
+            None,
+            False,
+            False,
+        )
         if not super().parse_request():
             return False
         path, _, query = self.path.partition("?")
         headers = {name.lower(): value for name, value in self.headers.items()}
         # A client that takes this for its proxy names the whole URL.
         path = re.sub(r"^https?://[^/]+", "", path)
-        self.record = Request(self.command, path, query, headers, headers.get("host", ""))
+        self.record = Request(
+            self.command, path, query, headers, headers.get("host", "")
+        )
         self.peps.note(self.record)
         return True
 
@@ -222,7 +237,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Answer with a product, or with the rest of it that was asked for."""
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         asked = re.fullmatch(r"bytes=(\d+)-", self.record.headers.get("range", ""))
-        first, headers = int(asked[1]) if asked and not self.no_range else 0, {"Content-Type": "application/zip"}
+        first, headers = (
+            int(asked[1]) if asked and not self.no_range else 0,
+            {"Content-Type": "application/zip"},
+        )
         if first == 0:
             self.answer(200, headers, content, (0, size))
         elif first >= size:
@@ -234,15 +252,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, code, headers=None, body: bytes | Path = b"", part=None):
         """Send an answer; all go through here, so that a fault can hit each of them.
 
-        A Content-Length among the headers replaces the right one; `part` is first byte and end of what is sent of the
-        body.
+        A Content-Length among the headers replaces the right one; `part` is first byte
+        and end of what is sent of the body.
         """
         start, stop = part or (0, len(body))
         head = self.make_head(code, headers or {}, stop - start)
         size = 0 if self.command == "HEAD" else stop - start
         end = start + (size if self.cut_after is None else min(size, self.cut_after))
         held = min(end, start + self.hold[1]) if self.hold else end
-        first = body[start:held] if isinstance(body, bytes) and held - start <= CHUNK_BYTES else b""
+        first = (
+            body[start:held]
+            if isinstance(body, bytes) and held - start <= CHUNK_BYTES
+            else b""
+        )
         self.count(len(first))  # before it leaves, for who has it all may ask at once
         self.connection.sendall(head + first)  # a small body in the same packet
         self.pump(body, start + len(first), held)
@@ -267,12 +289,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return f"HTTP/1.1 {code} {phrase}\r\n{text}\r\n".encode("latin-1")
 
     def pump(self, body, start, end):
-        """Send bytes `start` to `end` (not included) of a body, in pieces that are counted."""
-        with body.open("rb") if isinstance(body, Path) else contextlib.nullcontext() as file:
+        """Send bytes `start` to before `end` of a body, in pieces that are counted."""
+        with (
+            body.open("rb")
+            if isinstance(body, Path)
+            else contextlib.nullcontext() as file
+        ):
             while start < end:
                 if file:
                     file.seek(start)
-                piece = file.read(min(CHUNK_BYTES, end - start)) if file else memoryview(body)[start:end][:CHUNK_BYTES]
+                piece = (
+                    file.read(min(CHUNK_BYTES, end - start))
+                    if file
+                    else memoryview(body)[start:end][:CHUNK_BYTES]
+                )
                 self.count(len(piece))
                 sent = self.connection.send(piece)
                 self.count(sent - len(piece))

@@ -1,4 +1,4 @@
-"""What the stories share: WPS answers, a finished job, and what may be asked of a run that has ended."""
+"""What the stories share: WPS answers, a finished job, and questions to a run's end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 from faulty_http import status
 from local_peps import RESULTS, make_product
 
-NOBODY = "http://127.0.0.1:9"
 CHECKOUT = Path(__file__).resolve().parent.parent
-PERIOD = ("-d", "2017-07-01", "-e", "2018-01-01")
+NOBODY = "http://127.0.0.1:9"
 SHORT = ("-d", "2017-07-01", "-e", "2017-09-01")
 NOVEMBER = ("-d", "2017-11-01", "-f", "2017-12-01", "-p", "list.txt")
-WPS_NS = "http://www.opengis.net/wps/1.0.0"
-OWS_NS = "http://www.opengis.net/ows/1.1"
+NAMESPACES = (
+    'xmlns="http://www.opengis.net/wps/1.0.0" '
+    'xmlns:ows="http://www.opengis.net/ows/1.1"'
+)
 
 
 class Result(NamedTuple):
@@ -27,39 +28,51 @@ class Result(NamedTuple):
     err: str
 
 
-def answer(location: str = "", state: str = "<ProcessAccepted/>", report: str = "") -> bytes:
-    """A WPS answer as short as it can be: an accepted order, or with `report` a status document that names one."""
-    outputs = f"<ProcessOutputs><Output><Reference href={quoted(report)}/></Output></ProcessOutputs>" if report else ""
+def answer(location="", state="<ProcessAccepted/>", report="") -> bytes:
+    """A WPS answer as short as it can be; with `report` one that names a report."""
     place = f" statusLocation={quoted(location)}" if location else ""
+    outputs = f"<ProcessOutputs><Output><Reference href={quoted(report)}/></Output>"
+    outputs = f"{outputs}</ProcessOutputs>" if report else ""
     body = f"<Status>{state}</Status>{outputs}"
-    return f'<ExecuteResponse xmlns="{WPS_NS}" xmlns:ows="{OWS_NS}"{place}>{body}</ExecuteResponse>'.encode()
+    return f"<ExecuteResponse {NAMESPACES}{place}>{body}</ExecuteResponse>".encode()
 
 
 def quoted(text: str) -> str:
     """A text as the value of an XML attribute."""
-    return '"{}"'.format(text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;"))
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return f'"{escaped}"'
 
 
 def failed(words: str) -> str:
-    report = f"<ows:Exception><ows:ExceptionText>{words}</ows:ExceptionText></ows:Exception>"
-    return f"<ProcessFailed><ows:ExceptionReport>{report}</ows:ExceptionReport></ProcessFailed>"
+    text = f"<ows:ExceptionText>{words}</ows:ExceptionText>"
+    report = f"<ows:ExceptionReport><ows:Exception>{text}</ows:Exception>"
+    return f"<ProcessFailed>{report}</ows:ExceptionReport></ProcessFailed>"
 
 
-def refusal(words: str) -> bytes:
-    text = f"<Exception><ExceptionText>{words}</ExceptionText></Exception>"
-    return f'<ExceptionReport xmlns="{OWS_NS}">{text}</ExceptionReport>'.encode()
+def refusal(words: str, code: str = "NoApplicableCode") -> bytes:
+    text = f"<ExceptionText>{words}</ExceptionText>"
+    exception = f'<Exception exceptionCode="{code}">{text}</Exception>'
+    return f"<ExceptionReport {NAMESPACES}>{exception}</ExceptionReport>".encode()
 
 
 def xml(document: bytes):
     return status(200, body=document, content_type="text/xml")
 
 
-def json_document(value: object):
-    return status(200, body=json.dumps(value).encode(), content_type="application/json")
+def json_document(value: object, code: int = 200):
+    return status(
+        code, body=json.dumps(value).encode(), content_type="application/json"
+    )
+
+
+def json_error(code: object, words: str = "Unauthorized", http: int = 200):
+    """The service's JSON error, sent with an HTTP status."""
+    return json_document({"ErrorCode": code, "ErrorMessage": words}, http)
 
 
 def report_of(results: object, **info: object) -> dict:
-    return {"USER_INFO": {"job_status": "FINISHED", "results": results, "unprocessed": 0, **info}}
+    whole = {"job_status": "FINISHED", "results": results, "unprocessed": 0, **info}
+    return {"USER_INFO": whole}
 
 
 def limited(size: int):
@@ -69,7 +82,7 @@ def limited(size: int):
 
 
 def only_line(ended: Result | str, *words: str) -> str:
-    """The one line that a run had to say on stderr, which holds all these words and can be printed."""
+    """The one line that a run said on stderr; it is printable and holds these words."""
     lines = (ended if isinstance(ended, str) else ended.err).splitlines()
     assert len(lines) == 1, ended
     assert all(word in lines[0] for word in (".py: ", *words)), (words, lines[0])
@@ -80,6 +93,11 @@ def only_line(ended: Result | str, *words: str) -> str:
 def lines_of(text: str, name: str) -> list[str]:
     """The lines that speak of something."""
     return [line for line in text.splitlines() if name in line]
+
+
+def last(result: Result) -> str:
+    """The last line on stdout."""
+    return result.out.splitlines()[-1]
 
 
 def wait_until(predicate: Callable[[], object]):
@@ -95,20 +113,25 @@ def names_in(folder: Path | str = ".") -> set[str]:
 
 
 def flipped(body: bytes, at: int) -> bytes:
-    """A product with one bit turned over, in its first image: the directory is fine, a CRC is not."""
+    """A product with one bit turned over in its first image: a CRC is wrong."""
     return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
 
 
 class FinishedJob:
-    """A job whose documents are plain files at the service; `results` is what its report lists, as it is now."""
+    """A finished job at the local PEPS, whose documents are plain files there.
 
-    def __init__(self, peps, identity: str = "31TCJ", count: int = 3, size: int = 100_000):
-        self.peps, self.identity, self.base = peps, identity, f"{peps.url}/wps/outputs/{identity}"
-        names = [f"SENTINEL2A_201707{day + 1:02}-105605-456_L2A_T31TCJ_D_V1-4.zip" for day in range(count)]
-        self.bodies, self.results = {name: make_product(name, size) for name in names}, []
-        for name, body in self.bodies.items():
-            self.add(name, body)
-        self.log, self.products = Path(f"{identity}.log"), Path("products")
+    `bodies` are its products by name, `results` the URLs that its report lists, as they
+    are when it is asked for; `log` and `products` are the user's file and folder.
+    """
+
+    def __init__(self, peps, name: str = "31TCJ", count: int = 3, size: int = 100_000):
+        self.peps, self.name, self.base = peps, name, f"{peps.url}/wps/outputs/{name}"
+        self.bodies, self.results = {}, []
+        self.log, self.products = Path(f"{name}.log"), Path("products")
+        for day in range(1, count + 1):
+            product = f"SENTINEL2A_201707{day:02}-105605-456_L2A_T31TCJ_D_V1-4.zip"
+            self.bodies[product] = make_product(product, size)
+            self.add(product, self.bodies[product])
         self.log.write_bytes(answer(f"{self.base}.xml"))
         self.products.mkdir(exist_ok=True)
         self.serve()
@@ -116,36 +139,45 @@ class FinishedJob:
     def add(self, name: str, body: bytes):
         """Another result."""
         self.peps.products[name] = body
-        self.results.append(f"{self.peps.url}{RESULTS}maja/{self.identity}/{name}")
+        self.results.append(f"{self.peps.url}{RESULTS}maja/{self.name}/{name}")
 
     @property
     def argv(self) -> list[object]:
         return ["-l", self.log, "-w", self.products]
 
-    def serve(self):
-        succeeded = answer(f"{self.base}.xml", "<ProcessSucceeded/>", f"{self.base}/r.json")
-        report = lambda handler: json_document(report_of(self.results))(handler)  # noqa: E731  (as they are then)
-        self.peps.always += [
-            (f"/{self.identity}.xml", xml(succeeded)), (f"/{self.identity}/r.json", report),
-            ("PROCESSING_STATUS", xml(answer())),
-        ]  # fmt: skip
+    @property
+    def first(self) -> str:
+        """The name of the first product."""
+        return next(iter(self.bodies))
 
-    def mend(self, *others: FinishedJob):
+    def serve(self):
+        place = f"{self.base}.xml"
+        succeeded = answer(place, "<ProcessSucceeded/>", f"{self.base}/r.json")
+        self.peps.always += [
+            (f"/{self.name}.xml", xml(succeeded)),
+            (
+                f"/{self.name}/r.json",
+                lambda h: json_document(report_of(self.results))(h),
+            ),
+            ("PROCESSING_STATUS", xml(answer())),
+        ]
+
+    def mend(self):
         """Make the service well again: it does nothing but have the documents."""
         self.peps.always.clear()
-        for job in (self, *others):
-            job.serve()
+        self.serve()
 
     def hit(self, fault, text: str = ""):
         """Put a fault on whatever holds the text; else on the first product."""
-        self.peps.always.insert(0, (text or next(iter(self.bodies)), fault))
+        self.peps.always.insert(0, (text or self.first, fault))
 
     def part(self, name: str) -> Path:
         return self.products / f"{name}.part"
 
     def sent(self, name: str) -> int:
         """The bytes of a product that the server has sent."""
-        return sum(size for path, size in self.peps.sent.items() if path.endswith(name))
+        sent = self.peps.sent.items()
+        return sum(size for path, size in sent if path.endswith(name))
 
     def gets(self, name: str) -> list:
         return self.peps.requests(f"/{name}", "GET")
@@ -163,5 +195,7 @@ class FinishedJob:
     def require_whole(self):
         """Every product byte for byte, and no other file in any folder."""
         assert self.on_disk() == self.bodies
-        left = {self.log.with_suffix(suffix).name for suffix in (".log", ".stat", ".json")}
+        left = {
+            self.log.with_suffix(suffix).name for suffix in (".log", ".stat", ".json")
+        }
         assert names_in() == left | {"peps.txt", self.products.name}

@@ -57,8 +57,14 @@ class Call(NamedTuple):
 
 
 # What is said instead of a tunnel, or of a TLS handshake.
-NO_TUNNEL = {"tunnel refused": b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "tunnel closed": b""}
-NO_HANDSHAKE = {"no handshake": b"", "another protocol": b"220 smtp.example.org ESMTP\r\n"}
+NO_TUNNEL = {
+    "tunnel refused": b"HTTP/1.1 502 Bad Gateway\r\n\r\n",
+    "tunnel closed": b"",
+}
+NO_HANDSHAKE = {
+    "no handshake": b"",
+    "another protocol": b"220 smtp.example.org ESMTP\r\n",
+}
 
 
 class Connection(Handler):
@@ -74,8 +80,14 @@ class Connection(Handler):
     def do_CONNECT(self):
         host, _, port = self.path.lower().rpartition(":")
         self.server.internet.tunnels.append(host)
-        self.close_connection = True  # also after an HTTP/1.1 CONNECT, as Python 3.12 and later send it
-        self.wfile.write(NO_TUNNEL.get(self.server.internet.end, b"HTTP/1.1 200 Connection established\r\n\r\n"))
+        self.close_connection = (
+            True  # also after an HTTP/1.1 CONNECT, as Python 3.12 and later send it
+        )
+        self.wfile.write(
+            NO_TUNNEL.get(
+                self.server.internet.end, b"HTTP/1.1 200 Connection established\r\n\r\n"
+            )
+        )
         if self.server.internet.end not in NO_TUNNEL:
             self.begin_tls(f"https://{host}" + (f":{port}" if port != "443" else ""))
             self.tunnelled, self.close_connection = True, False
@@ -86,16 +98,27 @@ class Connection(Handler):
             self.wfile.write(NO_HANDSHAKE[self.server.internet.end])
             self.connection.recv(1000)
             raise ConnectionError("no TLS here")
-        self.connection = self.server.internet.tls.wrap_socket(self.connection, server_side=True)
-        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
+        self.connection = self.server.internet.tls.wrap_socket(
+            self.connection, server_side=True
+        )
+        self.rfile, self.wfile = (
+            self.connection.makefile("rb"),
+            self.connection.makefile("wb", buffering=0),
+        )
         self.origin = origin
 
     def do_GET(self):
         proxied = self.tunnelled or not self.path.startswith("/")
         path = self.path.partition("?")[0]
-        url = path if "://" in path else f"{self.origin or 'http://' + self.headers['Host']}{path}"
+        url = (
+            path
+            if "://" in path
+            else f"{self.origin or 'http://' + self.headers['Host']}{path}"
+        )
         head = f"{self.requestline}\n{self.headers}"
-        self.server.internet.calls.append(Call(url, head, self.headers.get("Authorization"), proxied))
+        self.server.internet.calls.append(
+            Call(url, head, self.headers.get("Authorization"), proxied)
+        )
         self.server.internet.pages.get(url, status(404))(self)
 
     do_HEAD = do_GET
@@ -129,7 +152,9 @@ class Internet:
         authority.issue_cert(*(names or HOSTS), **options).configure_cert(self.tls)
 
     def show(self, url: str, body: bytes | str):
-        self.pages[url.partition("?")[0]] = status(200, body=body.encode() if isinstance(body, str) else body)
+        self.pages[url.partition("?")[0]] = status(
+            200, body=body.encode() if isinstance(body, str) else body
+        )
 
     def show_all(self, places: dict[str, str], named: dict[str, str] | None = None):
         """Show a finished job's documents at these places; they name each other as `named` says."""
@@ -151,7 +176,9 @@ class Internet:
         """No request but those over https to hosts of the server's domain bears an account, in whatever place."""
         for call in self.calls:
             parts = urlsplit(call.url)
-            ours = parts.scheme == "https" and re.fullmatch(r"([a-z0-9-]+\.)*example\.test\.?", parts.hostname)
+            ours = parts.scheme == "https" and re.fullmatch(
+                r"([a-z0-9-]+\.)*example\.test\.?", parts.hostname
+            )
             assert call.authorization in (None, ACCOUNT), call
             assert ours or not found_in(call.head), call
             assert ours or call.authorization is None, call
@@ -160,7 +187,9 @@ class Internet:
 @pytest.fixture(scope="module")
 def one_internet(one_peps) -> Iterator[Internet]:
     internet = Internet(one_peps)
-    thread = threading.Thread(target=internet.server.serve_forever, args=(0.02,), daemon=True)
+    thread = threading.Thread(
+        target=internet.server.serve_forever, args=(0.02,), daemon=True
+    )
     thread.start()
     yield internet
     internet.server.shutdown()
@@ -169,7 +198,9 @@ def one_internet(one_peps) -> Iterator[Internet]:
 
 
 @pytest.fixture
-def internet(one_internet, account, tmp_path_factory, monkeypatch) -> Iterator[Internet]:
+def internet(
+    one_internet, account, tmp_path_factory, monkeypatch
+) -> Iterator[Internet]:
     """The internet, reached through a proxy, and a home whose netrc has an account for every host."""
     one_internet.reset()
     home = tmp_path_factory.mktemp("home")
@@ -183,7 +214,9 @@ def internet(one_internet, account, tmp_path_factory, monkeypatch) -> Iterator[I
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{one_internet.port}")
     monkeypatch.setattr(peps_common, "TRIES", 2)
-    monkeypatch.setattr(peps_common, "SILENT_MAX", 10**6)  # each trick is tried, whatever became of the last
+    monkeypatch.setattr(
+        peps_common, "SILENT_MAX", 10**6
+    )  # each trick is tried, whatever became of the last
     return one_internet
 
 
@@ -204,7 +237,10 @@ def documents(places: dict[str, str]) -> dict[str, bytes]:
 
 def make_jobs(count: int) -> list[dict[str, str]]:
     """The places of so many jobs' documents, no two the same."""
-    return [{name: f"{OWN}/{n}/{n}{PRODUCT}.{name[0]}.zip" for name in PLACES} for n in range(count)]
+    return [
+        {name: f"{OWN}/{n}/{n}{PRODUCT}.{name[0]}.zip" for name in PLACES}
+        for n in range(count)
+    ]
 
 
 def follow_up(run, internet: Internet, *jobs: dict[str, str], status: int | None = 0):
@@ -216,10 +252,15 @@ def follow_up(run, internet: Internet, *jobs: dict[str, str], status: int | None
     return run("full_maja_download", "--server", OWN, "-l", *logs, status=status)
 
 
-def require_followed(run, internet: Internet, jobs: list[dict[str, str]], signed: dict[str, bool]):
+def require_followed(
+    run, internet: Internet, jobs: list[dict[str, str]], signed: dict[str, bool]
+):
     """Every product comes, and exactly these URLs are asked for, with the account or without it."""
     follow_up(run, internet, *jobs)
-    assert all(Path(places["product"].rpartition("/")[2]).read_bytes() == BODY for places in jobs)
+    assert all(
+        Path(places["product"].rpartition("/")[2]).read_bytes() == BODY
+        for places in jobs
+    )
     assert internet.signed() == {EXECUTE: True, **signed}
     internet.require_no_leak()
     assert all(call.proxied for call in internet.calls)
@@ -265,7 +306,9 @@ def test_each_host_gets_what_it_may_see(what, run, internet):
         fetched = {**places, what: origin.fetched + path}
         places[what] = origin.named + path
         internet.show_all(fetched, places)
-        signed.update({**dict.fromkeys(fetched.values(), True), fetched[what]: origin.signed})
+        signed.update(
+            {**dict.fromkeys(fetched.values(), True), fetched[what]: origin.signed}
+        )
     require_followed(run, internet, jobs, signed)
 
 
@@ -315,10 +358,18 @@ CHAINS = {
 }  # fmt: skip
 
 
-def lay(internet: Internet, first: str, chain: list[Place], end: bytes, code: int = 302) -> dict[str, bool]:
+def lay(
+    internet: Internet, first: str, chain: list[Place], end: bytes, code: int = 302
+) -> dict[str, bool]:
     """Lead from `first`, which is of the chain's first host, along its hosts to `end`; returns who may be signed."""
     path = urlsplit(first).path
-    fetched = [first, *(f"{place.fetched}/{number}{path}" for number, place in enumerate(chain[1:], 1))]
+    fetched = [
+        first,
+        *(
+            f"{place.fetched}/{number}{path}"
+            for number, place in enumerate(chain[1:], 1)
+        ),
+    ]
     named = [f"{place.named}/{number}{path}" for number, place in enumerate(chain)]
     for here, there in zip(fetched, named[1:]):
         internet.move(here, there, code)
@@ -343,7 +394,9 @@ def test_a_redirect_gets_what_it_may_see(what, run, internet):
 def test_no_trick_in_a_redirect_gets_the_account(run, internet):
     names = [f"{number}{PRODUCT}" for number in range(len(TRICKS))]
     for name, trick in zip(names, TRICKS):
-        location = f"{trick}/{name}".encode().decode("latin-1").replace("\n", "")  # as a header can hold it
+        location = (
+            f"{trick}/{name}".encode().decode("latin-1").replace("\n", "")
+        )  # as a header can hold it
         internet.move(f"{OWN}/results/{name}", location)
     report = report_of([f"{OWN}/results/{name}" for name in names])
     internet.show(PLACES["status document"], documents(PLACES)["status document"])
@@ -353,15 +406,29 @@ def test_no_trick_in_a_redirect_gets_the_account(run, internet):
     assert "evil.test" in {urlsplit(call.url).hostname for call in internet.calls}
 
 
-@pytest.mark.parametrize("name", [name for name, chain in CHAINS.items() if chain[0] == HOME])
+@pytest.mark.parametrize(
+    "name", [name for name, chain in CHAINS.items() if chain[0] == HOME]
+)
 def test_a_redirected_order_or_search_gets_what_it_may_see(name, run, internet):
     expected = lay(internet, EXECUTE, CHAINS[name], answer(PLACES["status document"]))
-    run("full_maja_process", "--server", OWN, "-t", "31TCJ", *PERIOD, "-l", "job.log", status=None)
+    run(
+        "full_maja_process",
+        "--server",
+        OWN,
+        "-t",
+        "31TCJ",
+        *PERIOD,
+        "-l",
+        "job.log",
+        status=None,
+    )
     assert internet.signed()[EXECUTE]
     assert internet.signed().items() <= expected.items()
     internet.require_no_leak()
     internet.calls.clear()
-    expected = lay(internet, SEARCH, CHAINS[name], b'{"type": "FeatureCollection", "features": []}')
+    expected = lay(
+        internet, SEARCH, CHAINS[name], b'{"type": "FeatureCollection", "features": []}'
+    )
     argv = ("-t", "31TCJ", "-d", "2017-07-01", "-p", "list.txt", "-n")
     run("peps_maja_process", "--server", OWN, *argv, status=1)
     assert internet.signed() == expected
@@ -372,21 +439,35 @@ def test_a_redirected_order_or_search_gets_what_it_may_see(name, run, internet):
 def test_netrc_is_never_consulted(variable, run, internet, monkeypatch):
     if variable:
         monkeypatch.setenv(variable, str(Path(os.environ["HOME"]) / ".netrc"))
-    assert requests.utils.get_netrc_auth("https://evil.test/") == NETRC, "requests would not use it"
-    places = {**PLACES, "report": "https://evil.test/report.json", "product": f"http://evil.test/{PRODUCT}"}
+    assert requests.utils.get_netrc_auth("https://evil.test/") == NETRC, (
+        "requests would not use it"
+    )
+    places = {
+        **PLACES,
+        "report": "https://evil.test/report.json",
+        "product": f"http://evil.test/{PRODUCT}",
+    }
     internet.show_all(places)
-    internet.move(places["product"], f"https://elsewhere.example.test.evil.test/{PRODUCT}")
+    internet.move(
+        places["product"], f"https://elsewhere.example.test.evil.test/{PRODUCT}"
+    )
     internet.show(f"https://elsewhere.example.test.evil.test/{PRODUCT}", BODY)
     follow_up(run, internet, places)
     assert {call.authorization for call in internet.calls} == {None, ACCOUNT}
-    assert not any(basic(*NETRC) in call.head or NETRC[1] in call.head for call in internet.calls)
+    assert not any(
+        basic(*NETRC) in call.head or NETRC[1] in call.head for call in internet.calls
+    )
 
 
 # Certificates that must not be believed.
 WRONG = {
     "by an unknown authority": lambda internet: internet.certify(trustme.CA()),
-    "of another host": lambda internet: internet.certify(internet.authority, "evil.test"),
-    "out of date": lambda internet: internet.certify(internet.authority, not_after=datetime.datetime(2020, 1, 1)),
+    "of another host": lambda internet: internet.certify(
+        internet.authority, "evil.test"
+    ),
+    "out of date": lambda internet: internet.certify(
+        internet.authority, not_after=datetime.datetime(2020, 1, 1)
+    ),
 }
 DISTRUSTED = pytest.mark.parametrize("distrust", WRONG.values(), ids=WRONG)
 
@@ -396,8 +477,20 @@ def test_nothing_is_sent_to_a_host_with_a_wrong_certificate(distrust, run, inter
     distrust(internet)
     only_line(follow_up(run, internet, PLACES, status=1), "peps.example.test")
     assert set(internet.tunnels) == {"peps.example.test"}
-    result = run("full_maja_process", "--server", OWN, "-t", "31TCJ", *PERIOD, "-l", "new.log", status=1)
-    assert "accepted" not in only_line(result)  # it never arrived, so nobody has to look for it
+    result = run(
+        "full_maja_process",
+        "--server",
+        OWN,
+        "-t",
+        "31TCJ",
+        *PERIOD,
+        "-l",
+        "new.log",
+        status=1,
+    )
+    assert "accepted" not in only_line(
+        result
+    )  # it never arrived, so nobody has to look for it
     assert not Path("new.log").exists()
     assert internet.calls == []
 
@@ -412,7 +505,9 @@ def test_a_product_on_a_host_with_a_wrong_certificate(distrust, run, internet):
     distrust(internet)
     result = follow_up(run, internet, places, status=1)
     assert "vizo.example.test" in result.err
-    assert not any(call.url.startswith("https:") and PRODUCT in call.url for call in internet.calls)
+    assert not any(
+        call.url.startswith("https:") and PRODUCT in call.url for call in internet.calls
+    )
     assert not Path(PRODUCT).exists()
 
 
@@ -434,9 +529,15 @@ def lead(internet: Internet, monkeypatch, kind: str, end: str) -> str:
     door = NOBODY if end == "no server" else f"http://127.0.0.1:{internet.port}"
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, door)
-    servers = {"plain": door, "TLS": door.replace("http", "https"), "forward": OWN.replace("https", "http")}
+    servers = {
+        "plain": door,
+        "TLS": door.replace("http", "https"),
+        "forward": OWN.replace("https", "http"),
+    }
     server, internet.end = servers.get(kind, OWN), end
-    internet.pages[f"{server}/resto/wps"] = LOST.get(end, xml(answer(PLACES["status document"])))
+    internet.pages[f"{server}/resto/wps"] = LOST.get(
+        end, xml(answer(PLACES["status document"]))
+    )
     if end == "untrusted":
         internet.certify(trustme.CA())
     return server
@@ -446,12 +547,21 @@ def lead(internet: Internet, monkeypatch, kind: str, end: str) -> str:
 def test_transports_of_an_order(kind, end, expected, run, internet, monkeypatch):
     """An order is in doubt once its request was handed over, and only then."""
     server, doubt = lead(internet, monkeypatch, kind, end), expected == "doubt"
-    result = run("full_maja_process", *ORDER, "--server", server, status=1 if doubt else expected)
+    result = run(
+        "full_maja_process", *ORDER, "--server", server, status=1 if doubt else expected
+    )
     assert len(internet.calls) == (expected in (0, "doubt"))
     assert Path("job.log.part").exists() == doubt
     assert Path("job.log").exists() == (expected == 0)
     if expected:
-        line = only_line(result, *(["127.0.0.1", "tried 2 times"] if end == "no server" and kind == "plain" else []))
+        line = only_line(
+            result,
+            *(
+                ["127.0.0.1", "tried 2 times"]
+                if end == "no server" and kind == "plain"
+                else []
+            ),
+        )
         assert ("may have been accepted" in line) == doubt
         assert ("prove" in line) == (end == "untrusted")
 
@@ -459,17 +569,29 @@ def test_transports_of_an_order(kind, end, expected, run, internet, monkeypatch)
 @pytest.mark.parametrize(("variable", "value", "ends"), [
     ("HTTPS_PROXY", "http://me:pw@", 75), ("REQUESTS_CA_BUNDLE", "/nowhere.pem", 1),
 ])  # fmt: skip
-def test_a_slip_in_the_environment_leaves_no_doubt(variable, value, ends, run, internet, monkeypatch):
+def test_a_slip_in_the_environment_leaves_no_doubt(
+    variable, value, ends, run, internet, monkeypatch
+):
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv(variable.lower(), value)
-    only_line(run("full_maja_process", *ORDER, "--server", OWN, status=ends), "nowhere.pem" if ends == 1 else "")
+    only_line(
+        run("full_maja_process", *ORDER, "--server", OWN, status=ends),
+        "nowhere.pem" if ends == 1 else "",
+    )
     assert not Path("job.log.part").exists()
 
 
 @pytest.mark.parametrize("kind", ["TLS", "tunnel"])
-def test_stopped_while_the_answer_is_awaited_over_tls(kind, launch, internet, monkeypatch):
+def test_stopped_while_the_answer_is_awaited_over_tls(
+    kind, launch, internet, monkeypatch
+):
     """TLS 1.3 sends its tickets before the answer; they are no answer that would have to be read to its end."""
-    process = launch("full_maja_process", *ORDER, "--server", lead(internet, monkeypatch, kind, "silent"))
+    process = launch(
+        "full_maja_process",
+        *ORDER,
+        "--server",
+        lead(internet, monkeypatch, kind, "silent"),
+    )
     wait_until(lambda: internet.calls)
     err = process.stop(signal.SIGINT)
     assert (process.returncode, "may have been accepted" in err) == (130, True)
@@ -479,9 +601,13 @@ def test_stopped_while_the_answer_is_awaited_over_tls(kind, launch, internet, mo
 def test_loopback_is_reached_without_the_proxy(host, run, internet, make_job):
     job = make_job()
     job.results = [url.replace("127.0.0.1", host) for url in job.results]
-    server = job.peps.url.replace("127.0.0.1", "localhost" if host.lower().startswith("l") else host)
+    server = job.peps.url.replace(
+        "127.0.0.1", "localhost" if host.lower().startswith("l") else host
+    )
     result = run("full_maja_download", *job.argv, "--server", server, status=None)
-    assert job.on_disk() == job.bodies or "Name or service not known" in result.err  # not all systems know `localhost.`
+    assert (
+        job.on_disk() == job.bodies or "Name or service not known" in result.err
+    )  # not all systems know `localhost.`
     assert internet.tunnels == []
     assert internet.calls == []
 
@@ -545,7 +671,9 @@ def require_silence(run, folder):
 
 
 def test_the_check_of_these_tests_finds_a_password():
-    assert all(map(found_in, (f"... {SECRET} ...", ACCOUNT, repr([EMAIL, SECRET]), USERINFO)))
+    assert all(
+        map(found_in, (f"... {SECRET} ...", ACCOUNT, repr([EMAIL, SECRET]), USERINFO))
+    )
     assert not found_in(EMAIL)
 
 
@@ -556,7 +684,9 @@ USERINFO = f"https://{quote(EMAIL)}:{quote(SECRET)}@peps.example.test"
 def test_runs_that_go_well_are_silent(require_silence, peps):
     peps.product_size = 1000
     require_silence("ordered", "full_maja_process", *ORDER, "--json", "list.json")
-    require_silence("identifier=FULL_MAJA", "full_maja_process", *ORDER, "--force", "-n")
+    require_silence(
+        "identifier=FULL_MAJA", "full_maja_process", *ORDER, "--force", "-n"
+    )
     require_silence("waiting", "full_maja_download", "-l", "job.log")
     peps.advance(hours=100)
     require_silence("finished", "full_maja_download", "-l", "job.log", "--check")
@@ -606,7 +736,9 @@ def test_the_process_list_does_not_have_it(launch, peps, make_job):
     lines = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # its process has just ended
-            lines[path.parent.name] = path.read_bytes().decode("utf-8", "replace").replace("\0", " ")
+            lines[path.parent.name] = (
+                path.read_bytes().decode("utf-8", "replace").replace("\0", " ")
+            )
     assert "full_maja_download" in lines[str(process.pid)]
     assert not any(map(found_in, lines.values()))
 
@@ -619,14 +751,24 @@ QUOTED = {
     "as it is": str,
     "folded": lambda text: " ".join(text.split()),
     "percent-encoded": lambda text: quote(text, safe=""),
-    "percent-encoded in small letters": lambda text: quote(text).lower() if text.islower() else quote(text),
+    "percent-encoded in small letters": lambda text: (
+        quote(text).lower() if text.islower() else quote(text)
+    ),
     "of a form": quote_plus,
     "HTML": html.escape,
     "HTML by PHP": lambda text: html.escape(text).replace("&#x27;", "&#039;"),
-    "each character by its number": lambda text: "".join(f"&#{ord(char)};" for char in text),
-    "each character by its number in hex": lambda text: "".join(f"&#x{ord(char):X};" for char in text),
-    "each character percent-encoded": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
-    "HTML by numbers": lambda text: html.escape(text).encode("ascii", "xmlcharrefreplace").decode(),
+    "each character by its number": lambda text: "".join(
+        f"&#{ord(char)};" for char in text
+    ),
+    "each character by its number in hex": lambda text: "".join(
+        f"&#x{ord(char):X};" for char in text
+    ),
+    "each character percent-encoded": lambda text: "".join(
+        f"%{byte:02X}" for byte in text.encode()
+    ),
+    "HTML by numbers": lambda text: (
+        html.escape(text).encode("ascii", "xmlcharrefreplace").decode()
+    ),
     "JSON": lambda text: json.dumps(text)[1:-1],
     "Python's bytes": lambda text: repr(text.encode())[2:-1],
     "misread": lambda text: text.encode().decode("latin-1"),
@@ -644,15 +786,22 @@ def test_masking_comes_to_an_end(password, text):
 
 
 @pytest.mark.parametrize("password", PASSWORDS, ids=ascii)
-def test_a_service_that_quotes_the_password_does_not_make_it_public(password, run, peps, account):
+def test_a_service_that_quotes_the_password_does_not_make_it_public(
+    password, run, peps, account
+):
     """In whatever form, and also where the line is cut off in its middle."""
     account.write_bytes(f"{EMAIL} {password}\n".encode())
     token = basic(EMAIL, password)[6:].rstrip("=")
-    quoting = lambda text: f"bad {quote(basic(EMAIL, password))}, bad <{text}> {'x' * 240} {text}"  # noqa: E731
+    quoting = lambda text: (
+        f"bad {quote(basic(EMAIL, password))}, bad <{text}> {'x' * 240} {text}"
+    )  # noqa: E731
     error = json.dumps({"ErrorMessage": quoting(password)}).encode()
     peps.always.append(("identifier=FULL_MAJA", status(400, body=error)))
     shown = [(password, only_line(run("full_maja_process", *ORDER, status=1), "bad"))]
-    shown += [(form(password), peps_common.one_line(quoting(form(password)))) for form in QUOTED.values()]
+    shown += [
+        (form(password), peps_common.one_line(quoting(form(password))))
+        for form in QUOTED.values()
+    ]
     for text, line in shown:
         for secret in (text, " ".join(text.split()), token):
             assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", line), line
@@ -667,7 +816,10 @@ def test_a_service_that_quotes_the_password_does_not_make_it_public(password, ru
 ], ids=["empty", "blank lines", "one word", "no password", "no e-mail", "two lines", "Latin-1", "UTF-16"])  # fmt: skip
 def test_an_account_file_that_is_none_is_not_quoted(content, words, run, peps, account):
     account.write_bytes(content)
-    assert not re.search("very|secr", only_line(run("full_maja_process", *ORDER, status=2), "peps.txt", words))
+    assert not re.search(
+        "very|secr",
+        only_line(run("full_maja_process", *ORDER, status=2), "peps.txt", words),
+    )
     assert peps.journal == []
 
 
@@ -681,16 +833,23 @@ def test_the_account_may_come_from_a_pipe(finish, peps):
     reader, writer = os.pipe()
     os.write(writer, peps.account.encode())
     os.close(writer)
-    result = finish("full_maja_process", *ORDER, "-a", f"/dev/fd/{reader}", pass_fds=[reader])
+    result = finish(
+        "full_maja_process", *ORDER, "-a", f"/dev/fd/{reader}", pass_fds=[reader]
+    )
     os.close(reader)
     assert len(peps.jobs) == 1
     assert " -a " not in result.out  # it is gone by the time of the next command
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
-@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o644, True), (0o640, True)])
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o600, False), (0o400, False), (0o644, True), (0o640, True)]
+)
 def test_account_file_that_others_can_read(run, account, mode, warned):
     account.chmod(mode)
     result = run("full_maja_process", *ORDER)
-    assert (result.err.count("warning"), len(result.err.splitlines())) == (int(warned), int(warned))
+    assert (result.err.count("warning"), len(result.err.splitlines())) == (
+        int(warned),
+        int(warned),
+    )
     assert run("full_maja_download", "-q", "-l", "job.log", status=75).err == ""

@@ -27,8 +27,12 @@ OPTIONS = {
     "peps_maja_download": f"{DOWNLOAD} -p --prod_list",
 }
 every_script = pytest.mark.parametrize("script", GOOD)
-both_downloads = pytest.mark.parametrize("script", ["full_maja_download", "peps_maja_download"])
-both_processes = pytest.mark.parametrize("script", ["full_maja_process", "peps_maja_process"])
+both_downloads = pytest.mark.parametrize(
+    "script", ["full_maja_download", "peps_maja_download"]
+)
+both_processes = pytest.mark.parametrize(
+    "script", ["full_maja_process", "peps_maja_process"]
+)
 
 
 @pytest.fixture
@@ -47,7 +51,9 @@ def refused(run, peps):
 def shell(command, **options):
     """Run a command to its end, a text by bash."""
     words = ["bash", "-c", command] if isinstance(command, str) else command
-    return subprocess.run(words, **{"capture_output": True, "text": True, "timeout": 60, **options})
+    return subprocess.run(
+        words, **{"capture_output": True, "text": True, "timeout": 60, **options}
+    )
 
 
 @every_script
@@ -65,8 +71,17 @@ def test_help_names_every_option(run, script):
     assert set(f"{COMMON} {OPTIONS[script]}".split()) <= shown
     assert "--windows" not in shown
     examples, _, statuses = rest.partition("\nexit status:\n")
-    assert len(re.findall(rf"^  python {script}\.py -", examples, re.MULTILINE)) in (2, 3)
-    assert re.findall(r"^ +(\d+) ", statuses, re.MULTILINE) == ["0", "75", "1", "2", "130"]
+    assert len(re.findall(rf"^  python {script}\.py -", examples, re.MULTILINE)) in (
+        2,
+        3,
+    )
+    assert re.findall(r"^ +(\d+) ", statuses, re.MULTILINE) == [
+        "0",
+        "75",
+        "1",
+        "2",
+        "130",
+    ]
     assert "143" in statuses
 
 
@@ -81,7 +96,12 @@ print({{"requests", "urllib3", "tqdm"}} & set(sys.modules))
 @every_script
 def test_network_library_is_not_loaded_in_vain(script):
     """The help and a slip answer at once: requests comes in when the command line is known to be good."""
-    slips = [], ["--no_such_option"], ["--server", "x"], [*GOOD[script], "-a", "no/file"]
+    slips = (
+        [],
+        ["--no_such_option"],
+        ["--server", "x"],
+        [*GOOD[script], "-a", "no/file"],
+    )
     code = MANY_LINES.format(script, [["-h"], ["--version"], *slips])
     ended = shell([sys.executable, "-c", code], cwd=CHECKOUT)
     assert ended.stdout.splitlines()[-2:] == ["0 0 2 2 2 2", "set()"], ended
@@ -103,15 +123,26 @@ def test_an_installed_command_names_itself_and_its_siblings(account, folder, pep
     (folder / "bin").mkdir()
     for script in ("full_maja_download", "full_maja_process"):
         command = folder / "bin" / script
-        command.write_text(f"#!{sys.executable}\n{INSTALLED.format(checkout=str(CHECKOUT), script=script)}\n")
+        command.write_text(
+            f"#!{sys.executable}\n{INSTALLED.format(checkout=str(CHECKOUT), script=script)}\n"
+        )
         command.chmod(0o755)
-    for path, name in ((f"{command.parent}:{os.environ['PATH']}", "full_maja_download"), (os.environ["PATH"], None)):
+    for path, name in (
+        (f"{command.parent}:{os.environ['PATH']}", "full_maja_download"),
+        (os.environ["PATH"], None),
+    ):
         environment = {**os.environ, "PATH": path, "PEPS_URL": "http://127.0.0.1:9"}
         argv = [command, "--server", peps.url, *GOOD["full_maja_process"], "--force"]
         shown = shell(argv, env=environment)
         expected = name or str(command.with_name("full_maja_download"))
-        assert f": {expected} -a peps.txt --server {peps.url} -l Full_Maja.log\n" in shown.stdout, shown
-    assert shell([command, "--version"]).stdout == f"full_maja_process {peps_common.__version__}\n"
+        assert (
+            f": {expected} -a peps.txt --server {peps.url} -l Full_Maja.log\n"
+            in shown.stdout
+        ), shown
+    assert (
+        shell([command, "--version"]).stdout
+        == f"full_maja_process {peps_common.__version__}\n"
+    )
 
 
 def test_the_command_of_the_next_line_works_as_printed(finish, peps):
@@ -135,7 +166,9 @@ def test_surplus_words_are_refused(refused, script, surplus):
 def test_words_that_are_accepted_and_do_nothing(run):
     """--windows, and the lone number of a documented line, which is ignored there and nowhere else."""
     plain = run("peps_maja_process", *GOOD["peps_maja_process"], "-n")
-    assert plain == run("peps_maja_process", "--windows", *GOOD["peps_maja_process"], "-n")
+    assert plain == run(
+        "peps_maja_process", "--windows", *GOOD["peps_maja_process"], "-n"
+    )
     with_it = run("peps_maja_process", "2", *GOOD["peps_maja_process"], "-n")
     assert with_it.out == plain.out
     assert re.search(r"^peps_maja_process\.py: warning.*\b2$", only_line(with_it))
@@ -173,7 +206,9 @@ PERIODS = {
 @pytest.mark.parametrize(("start", "end", "status"), PERIODS.values(), ids=PERIODS)
 @pytest.mark.parametrize("more", [(), ("-n",)], ids=["order", "dry run"])
 def test_period(run, peps, start, end, status, more):
-    result = run("full_maja_process", "-t", "31TCJ", "-d", start, "-e", end, *more, status=status)
+    result = run(
+        "full_maja_process", "-t", "31TCJ", "-d", start, "-e", end, *more, status=status
+    )
     assert status == 0 or (only_line(result) and peps.journal == [])
 
 
@@ -213,14 +248,27 @@ def test_bad_download_option(refused, folder, script, argv):
 
 @pytest.mark.parametrize("value", [None, ""])
 def test_server_has_a_default(run, monkeypatch, value):
-    monkeypatch.delenv("PEPS_URL") if value is None else monkeypatch.setenv("PEPS_URL", value)
-    assert run("full_maja_process", *GOOD["full_maja_process"], "-n").out.startswith("https://peps.cnes.fr/resto/wps?")
+    monkeypatch.delenv("PEPS_URL") if value is None else monkeypatch.setenv(
+        "PEPS_URL", value
+    )
+    assert run("full_maja_process", *GOOD["full_maja_process"], "-n").out.startswith(
+        "https://peps.cnes.fr/resto/wps?"
+    )
 
 
-@pytest.mark.parametrize(("ending", "path"), [("", ""), ("/", ""), ("/mirror", "/mirror"), ("/mirror/", "/mirror")])
+@pytest.mark.parametrize(
+    ("ending", "path"),
+    [("", ""), ("/", ""), ("/mirror", "/mirror"), ("/mirror/", "/mirror")],
+)
 def test_server_option_wins_and_may_have_a_path(run, peps, monkeypatch, ending, path):
     monkeypatch.setenv("PEPS_URL", "http://127.0.0.1:9" if ending else "nonsense")
-    run("full_maja_process", *GOOD["full_maja_process"], "--server", peps.url + ending, status=None)
+    run(
+        "full_maja_process",
+        *GOOD["full_maja_process"],
+        "--server",
+        peps.url + ending,
+        status=None,
+    )
     assert [request.path for request in peps.journal] == [path + WPS]
 
 
@@ -238,7 +286,10 @@ BAD_LOGS = {
 @pytest.mark.parametrize("text", BAD_LOGS.values(), ids=BAD_LOGS)
 def test_bad_log(refused, folder, text):
     (folder / "job.log").write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert refused("full_maja_download", "-l", "job.log", words="job.log").count("job.log") == 1
+    assert (
+        refused("full_maja_download", "-l", "job.log", words="job.log").count("job.log")
+        == 1
+    )
 
 
 def test_two_logs_that_share_a_report_are_refused(refused, folder):
@@ -250,24 +301,49 @@ def test_two_logs_that_share_a_report_are_refused(refused, folder):
 def test_a_remedy_with_a_blank_in_a_path_is_quoted(run, account, folder):
     (folder / "my data").mkdir()
     account.rename(folder / "my data" / "peps.txt").chmod(0o644)
-    result = run("full_maja_process", *GOOD["full_maja_process"], "-a", "my data/peps.txt")
+    result = run(
+        "full_maja_process", *GOOD["full_maja_process"], "-a", "my data/peps.txt"
+    )
     only_line(result, "chmod 600 'my data/peps.txt'")
     assert "-a 'my data/peps.txt'" in result.out
 
 
 NO_FILES = {
-    "full_maja_download": [".", "..", "peps.txt/job.log", "pipe", "/dev/null", "no/such/job.log", "missing.log"],
-    "full_maja_process": [".", "..", "peps.txt/job.log", "pipe", "/dev/null", "no/such/job.log", "x" * 300, "/proc/x"],
+    "full_maja_download": [
+        ".",
+        "..",
+        "peps.txt/job.log",
+        "pipe",
+        "/dev/null",
+        "no/such/job.log",
+        "missing.log",
+    ],
+    "full_maja_process": [
+        ".",
+        "..",
+        "peps.txt/job.log",
+        "pipe",
+        "/dev/null",
+        "no/such/job.log",
+        "x" * 300,
+        "/proc/x",
+    ],
     "peps_maja_download": [".", "pipe", "missing.txt"],
     "peps_maja_process": [".", "pipe"],
 }
 
 
-@pytest.mark.parametrize(("script", "path"), [(script, path) for script in NO_FILES for path in NO_FILES[script]])
+@pytest.mark.parametrize(
+    ("script", "path"),
+    [(script, path) for script in NO_FILES for path in NO_FILES[script]],
+)
 def test_log_or_list_that_is_no_plain_file(refused, script, path):
     """It is refused, neither waited for nor replaced; --force does not change that."""
     os.mkfifo("pipe")
-    argv = {"full_maja_process": (*GOOD[script], "--force"), "full_maja_download": ()}.get(script, GOOD[script])
+    argv = {
+        "full_maja_process": (*GOOD[script], "--force"),
+        "full_maja_download": (),
+    }.get(script, GOOD[script])
     words = "no/such: there is no such folder" if path.startswith("no/") else path
     refused(script, *argv, "-l" if "full" in script else "-p", path, words=words)
     assert os.path.exists("/dev/null")
@@ -281,7 +357,10 @@ def test_log_or_list_that_is_no_plain_file(refused, script, path):
 def test_bad_product_list(refused, folder, content):
     (folder / "list.txt").write_bytes(content)
     line = refused("peps_maja_download", "-p", "list.txt", words="list.txt")
-    assert "hidden" not in content.decode("latin-1") or "'.hidden' is no product's name" in line
+    assert (
+        "hidden" not in content.decode("latin-1")
+        or "'.hidden' is no product's name" in line
+    )
 
 
 ANOTHER, NO_FOLDER = "another name", "no: there is no such folder"
@@ -293,22 +372,46 @@ ANOTHER, NO_FOLDER = "another name", "no: there is no such folder"
     ("peps_maja_process", "--json list.txt", ANOTHER), ("full_maja_process", "--json no/such.json", NO_FOLDER),
     ("peps_maja_process", "-p no/such.txt", NO_FOLDER), ("peps_maja_process", "--json no/such.json", NO_FOLDER),
 ])  # fmt: skip
-def test_a_file_that_has_no_place_of_its_own(refused, account, script, files, words, peps):
+def test_a_file_that_has_no_place_of_its_own(
+    refused, account, script, files, words, peps
+):
     refused(script, *GOOD[script], *files.split(), words=words)
     assert account.read_text("utf-8") == f"{peps.account}\n"
 
 
 def test_message_with_accents_survives_a_plain_terminal(finish):
-    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    only_line(finish("full_maja_process", *GOOD["full_maja_process"], "-t", "31TÉÉ", env=plain, status=2))
+    plain = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii",
+    }
+    only_line(
+        finish(
+            "full_maja_process",
+            *GOOD["full_maja_process"],
+            "-t",
+            "31TÉÉ",
+            env=plain,
+            status=2,
+        )
+    )
 
 
 @pytest.mark.parametrize(
-    "state", ["sys.modules['requests'] = None", "urllib3.HTTPResponse = object"], ids=["none", "old"]
+    "state",
+    ["sys.modules['requests'] = None", "urllib3.HTTPResponse = object"],
+    ids=["none", "old"],
 )
 def test_without_a_good_requests_one_line_says_what_to_install(state, account, peps):
     code = f"import sys, urllib3; sys.path.insert(0, {str(CHECKOUT)!r}); {state}; import full_maja_process as script; "
-    ended = shell([sys.executable, "-c", f"{code} sys.exit(script.main({list(GOOD['full_maja_process'])!r}))"])
+    ended = shell(
+        [
+            sys.executable,
+            "-c",
+            f"{code} sys.exit(script.main({list(GOOD['full_maja_process'])!r}))",
+        ]
+    )
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended
     assert "pip install" in ended.stderr
     assert peps.journal == []
@@ -317,17 +420,32 @@ def test_without_a_good_requests_one_line_says_what_to_install(state, account, p
 def test_every_command_of_the_manual_works_as_it_stands(account, folder, peps):
     """In the order of the page, in a folder that has the scripts and an environment of their own."""
     text = (CHECKOUT / "README.md").read_text("utf-8")
-    lines = [line for line in re.findall(r"^    (.*_maja_(?:process|download)\.py .*)$", text, re.MULTILINE)]
-    lines = [re.sub(r"^(0 \* .*? flock -n \S+|systemd-run.*?dir) ", "", line) for line in lines if ": " not in line]
+    lines = [
+        line
+        for line in re.findall(
+            r"^    (.*_maja_(?:process|download)\.py .*)$", text, re.MULTILINE
+        )
+    ]
+    lines = [
+        re.sub(r"^(0 \* .*? flock -n \S+|systemd-run.*?dir) ", "", line)
+        for line in lines
+        if ": " not in line
+    ]
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
     for script in [*GOOD, "peps_common"]:
         (folder / f"{script}.py").symlink_to(CHECKOUT / f"{script}.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
     for line in lines:
         waits = "--wait" in line or " -n" in line
         done = shell(line, env=environment)
-        assert done.returncode in ((0,) if "process" in line or waits else (0, 75)), (line, done)
+        assert done.returncode in ((0,) if "process" in line or waits else (0, 75)), (
+            line,
+            done,
+        )
         assert "rror" not in done.stderr, (line, done)
         peps.advance(hours=100)
     assert len(lines) >= 11
@@ -338,8 +456,14 @@ def test_the_count_of_the_manual_is_found(folder):
     text = (CHECKOUT / "README.md").read_text("utf-8")
     (line,) = re.findall(r"^    (tail -n 1 run.txt .*)$", text, re.MULTILINE)
     for last, found in (
-        ("1 job finished. 62 products downloaded (186.1 MB in 3.2 s), 9 too cloudy, in /data/31TCJ", "62\n"),
-        ("2 jobs finished, 1 waiting. 1 product downloaded (1 MB in 1 s), 3 on disk before, in /1 downloaded", "1\n"),
+        (
+            "1 job finished. 62 products downloaded (186.1 MB in 3.2 s), 9 too cloudy, in /data/31TCJ",
+            "62\n",
+        ),
+        (
+            "2 jobs finished, 1 waiting. 1 product downloaded (1 MB in 1 s), 3 on disk before, in /1 downloaded",
+            "1\n",
+        ),
         ("1 job finished. 62 products on disk before, 9 too cloudy, in /data", ""),
     ):
         (folder / "run.txt").write_text(f"x\n{last}\n")

@@ -50,7 +50,11 @@ def test_a_whole_product_on_disk_is_left_alone(run, job, victim):
     before = victim.stat()
     download(run, job)
     after = victim.stat()
-    assert (job.sent(victim.name), after.st_ino, after.st_mtime_ns) == (0, before.st_ino, before.st_mtime_ns)
+    assert (job.sent(victim.name), after.st_ino, after.st_mtime_ns) == (
+        0,
+        before.st_ino,
+        before.st_mtime_ns,
+    )
     job.require_whole()
 
 
@@ -58,10 +62,19 @@ def test_the_largest_comes_first_and_nothing_compressed_is_asked_for(run, job, p
     for name, size in zip(job.bodies, (SIZE, 3 * SIZE, 2 * SIZE)):
         job.bodies[name] = peps.products[name] = make_product(name, size)
     download(run, job, "-j", 1)
-    asked = [request.path.rpartition("/")[2] for request in peps.requests("/maja/", "GET")]
-    assert asked == sorted(job.bodies, key=lambda name: len(job.bodies[name]), reverse=True)
-    assert {request.headers["accept-encoding"] for request in peps.journal} == {"identity"}
-    assert all(request.headers["user-agent"].startswith("peps_maja/") for request in peps.journal)
+    asked = [
+        request.path.rpartition("/")[2] for request in peps.requests("/maja/", "GET")
+    ]
+    assert asked == sorted(
+        job.bodies, key=lambda name: len(job.bodies[name]), reverse=True
+    )
+    assert {request.headers["accept-encoding"] for request in peps.journal} == {
+        "identity"
+    }
+    assert all(
+        request.headers["user-agent"].startswith("peps_maja/")
+        for request in peps.journal
+    )
 
 
 BODY = make_product("x", SIZE)
@@ -84,7 +97,9 @@ def test_a_broken_product_on_disk_is_replaced(content, run, job, victim):
 
 def test_a_whole_zip_of_any_kind_is_whole(tmp_path):
     """Comments, 64-bit fields, streamed members and any method of packing."""
-    for number, packing in enumerate((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)):
+    for number, packing in enumerate(
+        (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    ):
         path = tmp_path / f"{number}.zip"
         with open(path, "wb") as file, zipfile.ZipFile(file, "w", packing) as archive:
             archive.comment = b"made by MAJA"
@@ -95,14 +110,18 @@ def test_a_whole_zip_of_any_kind_is_whole(tmp_path):
         assert zip_problem(path, every_byte=True) is None
 
 
-@pytest.mark.parametrize("finished_before", [False, True], ids=["in the first run", "when all was there"])
+@pytest.mark.parametrize(
+    "finished_before", [False, True], ids=["in the first run", "when all was there"]
+)
 def test_check_finds_a_flipped_bit(finished_before, run, job, victim):
     if finished_before:
         download(run, job)
     victim.write_bytes(flipped(job.bodies[victim.name], HELD // 2))
     download(run, job)
     assert victim.read_bytes() == flipped(job.bodies[victim.name], HELD // 2)
-    assert "--check: 3 read, 1 damaged, fetched again" in download(run, job, "--check").out
+    assert (
+        "--check: 3 read, 1 damaged, fetched again" in download(run, job, "--check").out
+    )
     job.require_whole()
 
 
@@ -123,7 +142,9 @@ def test_a_broken_product_stays_until_its_successor_is_whole(run, job, victim):
 def test_what_the_system_refuses_is_no_damage(options, run, job, victim, monkeypatch):
     """It stays as it is, and the line names what stands in the way, not the service."""
     victim.write_bytes(job.bodies[victim.name])
-    refuse = lambda path, *args, **more: (_ for _ in ()).throw(PermissionError(13, "Permission denied", str(path)))  # noqa: E731
+    refuse = lambda path, *args, **more: (_ for _ in ()).throw(
+        PermissionError(13, "Permission denied", str(path))
+    )  # noqa: E731
     monkeypatch.setitem(zip_problem.__globals__, "open", refuse)
     lines = download(run, job, *options, status=1).err.splitlines()
     assert all("Permission denied" in line and "service" not in line for line in lines)
@@ -141,7 +162,9 @@ def test_a_part_that_vanishes_is_no_damage(run, job, victim):
 
     job.hit(for_gets(hold(release, HELD)), victim.name)
     job.hit(for_gets(vanish), list(job.bodies)[1])
-    assert "damaged" not in only_line(download(run, job, "-j", 2, status=1), f"{victim.name}.part", "No such file")
+    assert "damaged" not in only_line(
+        download(run, job, "-j", 2, status=1), f"{victim.name}.part", "No such file"
+    )
     download(run, job)
     job.require_whole()
 
@@ -156,7 +179,9 @@ def test_what_is_no_plain_file_fails_that_product_alone(make, suffix, run, job, 
     odd = victim.with_name(victim.name + suffix)
     make(odd)
     only_line(download(run, job, status=1), victim.name)
-    assert {name for name in job.bodies if (job.products / name).is_file()} == set(job.bodies) - {victim.name}
+    assert {name for name in job.bodies if (job.products / name).is_file()} == set(
+        job.bodies
+    ) - {victim.name}
     assert not odd.is_file() or odd.is_symlink()
     assert Path("precious").read_bytes() == b"precious"
     Path("precious").unlink()
@@ -211,18 +236,31 @@ def test_a_file_that_comes_from_elsewhere_meanwhile_stays(run, job):
     ready = threading.Event()
     ready.set()
     error = status(200, body=b'{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}')
-    job.hit(for_gets(lambda handler: hold(ready, 9)(handler) or error(handler), for_ever=True), "quality.tgz")
+    job.hit(
+        for_gets(
+            lambda handler: hold(ready, 9)(handler) or error(handler), for_ever=True
+        ),
+        "quality.tgz",
+    )
     only_line(download(run, job, status=1), "quality.tgz", "the tape is lost")
     job.mend()
     ours = job.products / "quality.tgz"
-    job.hit(for_gets(lambda handler: bool(ours.write_bytes(b"mine")) and False), "quality.tgz")
+    job.hit(
+        for_gets(lambda handler: bool(ours.write_bytes(b"mine")) and False),
+        "quality.tgz",
+    )
     download(run, job)
     assert job.on_disk() == {**job.bodies, "quality.tgz": b"mine"}
 
 
 def test_a_part_that_is_longer_than_its_product(run, job, victim):
     job.part(victim.name).write_bytes(bytes(10**6))
-    assert "-" not in download(run, job, "-n", status=75).out.splitlines()[0].partition("to fetch")[2]
+    assert (
+        "-"
+        not in download(run, job, "-n", status=75)
+        .out.splitlines()[0]
+        .partition("to fetch")[2]
+    )
     download(run, job)
     job.require_whole()
 
@@ -244,18 +282,39 @@ def test_two_results_of_one_name(run, job):
     assert "3 products downloaded" in result.out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("dead", [0, 1], ids=["the first's address is dead", "the second's is"])
+@pytest.mark.parametrize(
+    "dead", [0, 1], ids=["the first's address is dead", "the second's is"]
+)
 def test_two_jobs_that_name_one_product(run, make_job, peps, dead):
     jobs = [make_job("a"), make_job("b")]
     jobs[dead].hit(for_gets(status(404), for_ever=True), f"/maja/{'ab'[dead]}/")
-    result = run("full_maja_download", "-l", "a.log", "b.log", "-w", "products", status=1 if dead == 0 else 0)
+    result = run(
+        "full_maja_download",
+        "-l",
+        "a.log",
+        "b.log",
+        "-w",
+        "products",
+        status=1 if dead == 0 else 0,
+    )
     assert len(lines_of(result.err, "a.log: ")) == (3 if dead == 0 else 0)
     assert "b.log" not in result.err
     assert peps.requests("/maja/b/", "GET") == []
     assert jobs[0].on_disk() == ({} if dead == 0 else jobs[0].bodies)
     peps.journal.clear()
-    again = run("full_maja_download", "-l", "a.log", "b.log", "-w", "products", status=1 if dead == 0 else 0)
-    assert dead == 0 or (peps.journal, again.out.count("3 products on disk before")) == ([], 1)
+    again = run(
+        "full_maja_download",
+        "-l",
+        "a.log",
+        "b.log",
+        "-w",
+        "products",
+        status=1 if dead == 0 else 0,
+    )
+    assert dead == 0 or (
+        peps.journal,
+        again.out.count("3 products on disk before"),
+    ) == ([], 1)
 
 
 @pytest.fixture
@@ -266,8 +325,12 @@ def mount(job):
     mounted = []
 
     def mount(options: str):
-        again = ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options]
-        tried = subprocess.run(["mount", *again, "tmpfs", job.products], stderr=subprocess.PIPE)
+        again = (
+            ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options]
+        )
+        tried = subprocess.run(
+            ["mount", *again, "tmpfs", job.products], stderr=subprocess.PIPE
+        )
         if tried.returncode:
             pytest.skip(f"cannot mount a file system: {tried.stderr.decode()}")
         mounted.append(options)
@@ -280,8 +343,15 @@ def mount(job):
 def test_a_full_disk_is_said_before_the_download(run, job, mount):
     mount(f"size={2 * SIZE // 4096 * 4096}")
     (job.products / "ballast").write_bytes(bytes(SIZE // 2))
-    only_line(download(run, job, status=1), "2 products", "not enough disk space in products", "to come;")
-    assert sum(map(job.sent, job.bodies)) == len(next(iter(job.bodies.values())))  # one fits, and is there
+    only_line(
+        download(run, job, status=1),
+        "2 products",
+        "not enough disk space in products",
+        "to come;",
+    )
+    assert sum(map(job.sent, job.bodies)) == len(
+        next(iter(job.bodies.values()))
+    )  # one fits, and is there
     (job.products / "ballast").unlink()
     mount("size=10m")
     download(run, job)
@@ -356,14 +426,26 @@ def test_courtesies_to_the_disk_fail_nothing(run, make_job, monkeypatch, refused
     real = getattr(os, refused, None)
 
     def refuse(file, *args, **options):
-        if refused == "posix_fadvise" or stat.S_ISDIR(os.stat(file).st_mode if os.path.exists(file) else 0):
+        if refused == "posix_fadvise" or stat.S_ISDIR(
+            os.stat(file).st_mode if os.path.exists(file) else 0
+        ):
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(file, *args, **options)
 
     monkeypatch.setattr("full_maja_download.FLUSH_BYTES", 10_000)
     with monkeypatch.context() as patched:
         patched.setattr(os, refused, refuse, raising=False)
-        run("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", "-l", "new.log")
+        run(
+            "full_maja_process",
+            "-t",
+            "31TCJ",
+            "-d",
+            "2017-07-01",
+            "-e",
+            "2017-09-01",
+            "-l",
+            "new.log",
+        )
         os.unlink("new.log")
         job = make_job()
         download(run, job)
@@ -374,14 +456,32 @@ def test_courtesies_to_the_disk_fail_nothing(run, make_job, monkeypatch, refused
 def test_a_file_system_without_locks(run, job, number, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     code = getattr(errno, number)
-    monkeypatch.setattr(fcntl, "flock", lambda *args: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
+    monkeypatch.setattr(
+        fcntl,
+        "flock",
+        lambda *args: (_ for _ in ()).throw(OSError(code, os.strerror(code))),
+    )
     lines = download(run, job).err.splitlines()
-    assert [("warning" in line, "without locks" in line) for line in lines] == [(True, True)] * 2  # of log and products
+    assert [("warning" in line, "without locks" in line) for line in lines] == [
+        (True, True)
+    ] * 2  # of log and products
     job.require_whole()
-    run("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", "-l", "new.log")
+    run(
+        "full_maja_process",
+        "-t",
+        "31TCJ",
+        "-d",
+        "2017-07-01",
+        "-e",
+        "2017-09-01",
+        "-l",
+        "new.log",
+    )
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere"
+)
 def test_a_folder_without_write_permission(run, job):
     job.products.chmod(0o555)
     only_line(download(run, job, status=1), str(job.products))
@@ -435,10 +535,14 @@ def test_six_runs_at_once_send_no_byte_twice(make_job, launch, run):
     assert "Traceback" not in str(ends)
     run("full_maja_download", *job.argv)
     job.require_whole()
-    assert {name: job.sent(name) for name in job.bodies} == {name: len(body) for name, body in job.bodies.items()}
+    assert {name: job.sent(name) for name in job.bodies} == {
+        name: len(body) for name, body in job.bodies.items()
+    }
 
 
-@pytest.mark.parametrize("held", [True, False], ids=["held by a stopped run", "no lasting file numbers"])
+@pytest.mark.parametrize(
+    "held", [True, False], ids=["held by a stopped run", "no lasting file numbers"]
+)
 def test_documents_that_cannot_be_written_end_in_words(held, run, job, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
     waits, clock = [], iter(range(10**6))
@@ -449,7 +553,12 @@ def test_documents_that_cannot_be_written_end_in_words(held, run, job, monkeypat
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
             monkeypatch.setattr(peps_common, "is_same", lambda *files: False)
-        only_line(download(run, job, status=75), "31TCJ.json" if held else "31TCJ.stat", "another run", "later")
+        only_line(
+            download(run, job, status=75),
+            "31TCJ.json" if held else "31TCJ.stat",
+            "another run",
+            "later",
+        )
     assert 10 < len(waits) < 200
 
 
@@ -457,7 +566,9 @@ def test_no_more_threads(finish, make_job):
     resource = pytest.importorskip("resource")
     job = make_job(count=120, size=2000)
     limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (400 * 2**20, 400 * 2**20))  # noqa: E731
-    result = finish("full_maja_download", *job.argv, "-j", 400, preexec_fn=limit, status=None)
+    result = finish(
+        "full_maja_download", *job.argv, "-j", 400, preexec_fn=limit, status=None
+    )
     assert result.status in (0, 1)
     assert len(result.err.splitlines()) == (result.status == 1), result
     finish("full_maja_download", *job.argv)
@@ -468,6 +579,8 @@ def test_no_more_threads(finish, make_job):
     (threading.Thread, "start", RuntimeError("can't start"), "no thread can be started"),
     (peps_common, "parse_wps", MemoryError(), "memory"), (zipfile, "ZipFile", MemoryError(), "memory"),
 ])  # fmt: skip
-def test_no_thread_at_all_and_no_more_memory(run, job, monkeypatch, place, name, error, words):
+def test_no_thread_at_all_and_no_more_memory(
+    run, job, monkeypatch, place, name, error, words
+):
     monkeypatch.setattr(place, name, lambda *args, **more: (_ for _ in ()).throw(error))
     only_line(run("full_maja_download", *job.argv, status=1), words)

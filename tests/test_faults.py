@@ -15,7 +15,18 @@ import types
 from typing import NamedTuple
 
 import pytest
-from faulty_http import cut, endless, for_gets, head_and, no_range, raw, reset, stall, status, without_length
+from faulty_http import (
+    cut,
+    endless,
+    for_gets,
+    head_and,
+    no_range,
+    raw,
+    reset,
+    stall,
+    status,
+    without_length,
+)
 from local_peps import make_product
 from stories import FinishedJob, answer, failed, flipped, lines_of, only_line, report_of
 
@@ -40,17 +51,27 @@ def both(first, second):
 def send(document: bytes | str, **headers):
     """Answer with a document as it is, its headers right or wrong."""
     body = document.encode() if isinstance(document, str) else document
-    return status(200, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+    return status(
+        200, {name.replace("_", "-"): value for name, value in headers.items()}, body
+    )
 
 
 def send_chunked(end: int | None = None, more: bytes = b""):
     """The product in chunked transfer coding, up to some byte of that, and something more."""
     pieces = [BODY[at : at + 7000] for at in range(0, ALL, 7000)]
-    whole = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    whole = (
+        b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+        + b"0\r\n\r\n"
+    )
     return head_and(whole[:end] + more, "Transfer-Encoding: chunked")
 
 
-def rest(content_range: str | None, first: int = HELD, end: int | None = None, body: bytes = BODY):
+def rest(
+    content_range: str | None,
+    first: int = HELD,
+    end: int | None = None,
+    body: bytes = BODY,
+):
     """A 206 of these bytes, whatever was asked for."""
     headers = {"Content-Range": content_range} if content_range else {}
     return status(206, headers, body[first:end], "application/zip")
@@ -61,7 +82,11 @@ def moved(location: str | None, code: int = 302):
 
     def fault(handler):
         port = handler.connection.getsockname()[1]
-        place = {"Location": location.format(path=handler.record.path, port=port)} if location else {}
+        place = (
+            {"Location": location.format(path=handler.record.path, port=port)}
+            if location
+            else {}
+        )
         return status(code, place)(handler)
 
     return fault
@@ -69,7 +94,9 @@ def moved(location: str | None, code: int = 302):
 
 def moved_to_localhost(handler):
     """A redirect to another name of this machine, which is another host and may not see the account."""
-    return handler.record.host.startswith("127.") and moved("http://localhost:{port}{path}")(handler)
+    return handler.record.host.startswith("127.") and moved(
+        "http://localhost:{port}{path}"
+    )(handler)
 
 
 def damaged_in_two_pieces(handler):
@@ -105,12 +132,16 @@ def mended(*faults, **more) -> Row:
     return Row(faults, **more)
 
 
-def later(*faults, words: tuple[str, ...] = ("127.0.0.1:",), left: object = "nothing", **more) -> Row:
+def later(
+    *faults, words: tuple[str, ...] = ("127.0.0.1:",), left: object = "nothing", **more
+) -> Row:
     """A row whose last fault is met for ever, so that the product can be had another time."""
     return Row(faults, 75, (*words, "later"), left, for_ever=True, **more)
 
 
-def never(*faults, words: tuple[str, ...] = ("127.0.0.1",), left: object = "nothing", **more) -> Row:
+def never(
+    *faults, words: tuple[str, ...] = ("127.0.0.1",), left: object = "nothing", **more
+) -> Row:
     """A row whose last fault is met for ever, so that the product cannot be had."""
     return Row(faults, 1, words, left, for_ever=True, **more)
 
@@ -119,41 +150,63 @@ PART = BODY[:HELD]
 OF_PART = {"before": PART}
 
 CONNECTIONS = {
-    "cut before the head, three times": mended(cut(None), cut(None), cut(None), sent=ALL),
+    "cut before the head, three times": mended(
+        cut(None), cut(None), cut(None), sent=ALL
+    ),
     "cut before the head, for ever": later(cut(None)),
     "cut after the head, for ever": later(cut(0)),
     "cut after two bytes, for ever": later(cut(2), left=None),
     "cut in the middle": mended(cut(HELD), sent=ALL),
     "cut in the middle of each answer": Row((cut(HELD),), for_ever=True, sent=ALL),
-    "cut more often than is tried without progress": mended(*[cut(HELD // 10)] * 8, sent=ALL),
+    "cut more often than is tried without progress": mended(
+        *[cut(HELD // 10)] * 8, sent=ALL
+    ),
     "cut before the last byte": mended(cut(ALL - 1), sent=ALL),
-    "cut in the middle, then before every head": later(cut(HELD), cut(None), left=PART, sent=HELD),
-    "cut in the middle, then after every head": later(cut(HELD), cut(0), left=PART, sent=HELD),
+    "cut in the middle, then before every head": later(
+        cut(HELD), cut(None), left=PART, sent=HELD
+    ),
+    "cut in the middle, then after every head": later(
+        cut(HELD), cut(0), left=PART, sent=HELD
+    ),
     "reset in the middle": mended(reset(HELD), reset(HELD)),
     "stalled in the middle": mended(stall(HELD), read_timeout_s=0.3),
     "stalled before the head": mended(stall(None), read_timeout_s=0.3),
-    "stalled in the middle, then for ever": later(stall(HELD), stall(0), left=PART, read_timeout_s=0.2),
+    "stalled in the middle, then for ever": later(
+        stall(HELD), stall(0), left=PART, read_timeout_s=0.2
+    ),
     "stalled before the head, for ever": later(stall(None), read_timeout_s=0.2),
     "no HTTP, for ever": later(raw(b"\0" * 500)),
-    "a head without end": mended(raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000), sent=ALL),
+    "a head without end": mended(
+        raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000), sent=ALL
+    ),
     "a thousand header lines": mended(head_and(BODY, *["X: x"] * 1000), sent=ALL),
 }
 
 LENGTHS = {
     "no length": mended(without_length, sent=ALL),
     "no length, cut in the middle": mended(both(without_length, cut(HELD))),
-    "no length, cut in the middle, for ever": never(both(without_length, cut(HELD)), left=None),
+    "no length, cut in the middle, for ever": never(
+        both(without_length, cut(HELD)), left=None
+    ),
     "length too large": mended(send(BODY, Content_Length=ALL + 100)),
-    "length too large, for ever": later(send(BODY, Content_Length=ALL + 100), left=None),
+    "length too large, for ever": later(
+        send(BODY, Content_Length=ALL + 100), left=None
+    ),
     "length too small": mended(send(BODY, Content_Length=ALL - 100)),
-    "length too small, for ever": never(send(BODY, Content_Length=ALL - 100), left=None),
+    "length too small, for ever": never(
+        send(BODY, Content_Length=ALL - 100), left=None
+    ),
     "length of zero": mended(send(BODY, Content_Length=0)),
     "length of five thousand digits": mended(send(BODY, Content_Length="9" * 5000)),
-    "a cookie of many digits": mended(send(BODY, Set_Cookie=f"a=b; Max-Age={'9' * 400}"), sent=ALL),
+    "a cookie of many digits": mended(
+        send(BODY, Set_Cookie=f"a=b; Max-Age={'9' * 400}"), sent=ALL
+    ),
     "length is a word": mended(send(BODY, Content_Length="many")),
     "length below zero": mended(send(BODY, Content_Length="-5")),
     "two lengths": later(
-        head_and(BODY, f"Content-Length: {ALL}", "Content-Length: 5"), words=("127.0.0.1",), unsaid="address"
+        head_and(BODY, f"Content-Length: {ALL}", "Content-Length: 5"),
+        words=("127.0.0.1",),
+        unsaid="address",
     ),
     "chunked": mended(send_chunked()),
     "chunked, cut in the middle": mended(send_chunked(HELD)),
@@ -165,21 +218,37 @@ RANGES = {
     "range ignored": mended(no_range, **OF_PART, sent=ALL),
     "range ignored after a cut": mended(cut(HELD), no_range, sent=HELD + ALL),
     "range from the start": mended(rest(f"bytes 0-{ALL - 1}/{ALL}", 0), **OF_PART),
-    "range from another byte": mended(rest(f"bytes {HELD + 9}-{ALL - 1}/{ALL}", HELD + 9), **OF_PART),
-    "range from another byte, for ever": never(rest(f"bytes 9-{ALL - 1}/{ALL}", 9), left=PART, **OF_PART),
+    "range from another byte": mended(
+        rest(f"bytes {HELD + 9}-{ALL - 1}/{ALL}", HELD + 9), **OF_PART
+    ),
+    "range from another byte, for ever": never(
+        rest(f"bytes 9-{ALL - 1}/{ALL}", 9), left=PART, **OF_PART
+    ),
     "part of a product without Content-Range": mended(rest(None), **OF_PART),
-    "Content-Range of an unknown total": mended(rest(f"bytes {HELD}-{ALL - 1}/*"), **OF_PART),
+    "Content-Range of an unknown total": mended(
+        rest(f"bytes {HELD}-{ALL - 1}/*"), **OF_PART
+    ),
     "Content-Range that is garbage": mended(rest("bytes"), **OF_PART),
-    "less than asked for": mended(rest(f"{FEW}/{ALL}", end=HELD + 1000), **OF_PART, sent=ALL - HELD),
-    "less than asked for, of an unknown total": mended(rest(f"{FEW}/*", end=HELD + 1000), **OF_PART),
+    "less than asked for": mended(
+        rest(f"{FEW}/{ALL}", end=HELD + 1000), **OF_PART, sent=ALL - HELD
+    ),
+    "less than asked for, of an unknown total": mended(
+        rest(f"{FEW}/*", end=HELD + 1000), **OF_PART
+    ),
     "part not asked for": mended(rest(f"bytes 5-{ALL - 1}/{ALL}", 5)),
     "416, all is there": mended(before=BODY, sent=0),
     "416, all is there but damaged": mended(before=flipped(BODY, HELD // 2), sent=ALL),
-    "416, more is there than the product has": mended(before=BODY + b"x" * 100, sent=ALL),
-    "416 with another total": mended(status(416, {"Content-Range": f"bytes */{HELD // 2}"}), **OF_PART, sent=ALL),
+    "416, more is there than the product has": mended(
+        before=BODY + b"x" * 100, sent=ALL
+    ),
+    "416 with another total": mended(
+        status(416, {"Content-Range": f"bytes */{HELD // 2}"}), **OF_PART, sent=ALL
+    ),
     "416, for ever": never(status(416), words=("416",)),
     "a part that an earlier run left": mended(**OF_PART, sent=ALL - HELD),
-    "a damaged part that an earlier run left": mended(before=flipped(BODY, HELD // 2)[:HELD], sent=ALL - HELD + ALL),
+    "a damaged part that an earlier run left": mended(
+        before=flipped(BODY, HELD // 2)[:HELD], sent=ALL - HELD + ALL
+    ),
     "a part that is no zip": mended(before=PAGE),
     "an empty part": mended(before=b"", sent=ALL),
 }
@@ -190,8 +259,13 @@ STATUSES = {
     "429 once": mended(status(429), sent=ALL),
     "429 for ever": later(status(429), words=("429",)),
     **{f"{code} once": mended(status(code), sent=ALL) for code in (500, 502, 503, 504)},
-    **{f"{code} for ever": later(status(code, body=PAGE), words=(str(code),)) for code in (500, 502, 503, 504)},
-    "503 after a part, for ever": later(status(503), words=("503",), left=PART, sent=0, **OF_PART),
+    **{
+        f"{code} for ever": later(status(code, body=PAGE), words=(str(code),))
+        for code in (500, 502, 503, 504)
+    },
+    "503 after a part, for ever": later(
+        status(503), words=("503",), left=PART, sent=0, **OF_PART
+    ),
     "204": never(head_and(b"", code="204 No Content")),
     "a status that nobody knows": never(status(799), words=("799",)),
 }
@@ -199,19 +273,36 @@ STATUSES = {
 LACKING = BODY[:HELD] + BODY[HELD + 10_000 :]  # its directory, at the end, can be read
 CONTENTS = {
     "a page once": mended(status(200, body=PAGE)),
-    "a page, then cut before every head": later(status(200, body=PAGE), cut(None), unsaid="page"),
-    "a page for ever": never(status(200, body=PAGE), words=("page",)),
-    "a page that says it is a zip": never(status(200, body=PAGE, content_type="application/zip"), words=("page",)),
-    "an error with 200": never(
-        send('{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}'), words=("the tape is lost",)
+    "a page, then cut before every head": later(
+        status(200, body=PAGE), cut(None), unsaid="page"
     ),
-    "not there with 200, once": mended(send('{"ErrorCode": 404, "ErrorMessage": "Not Found"}')),
-    "not now with 200": later(send('{"ErrorCode": 503, "ErrorMessage": "busy"}'), words=("503", "busy")),
+    "a page for ever": never(status(200, body=PAGE), words=("page",)),
+    "a page that says it is a zip": never(
+        status(200, body=PAGE, content_type="application/zip"), words=("page",)
+    ),
+    "an error with 200": never(
+        send('{"ErrorCode": 400, "ErrorMessage": "the tape is lost"}'),
+        words=("the tape is lost",),
+    ),
+    "not there with 200, once": mended(
+        send('{"ErrorCode": 404, "ErrorMessage": "Not Found"}')
+    ),
+    "not now with 200": later(
+        send('{"ErrorCode": 503, "ErrorMessage": "busy"}'), words=("503", "busy")
+    ),
     "an empty answer for ever": never(status(200), words=("an empty answer",)),
-    "a page instead of the rest": never(status(200, body=PAGE), words=("page",), left=PART, **OF_PART),
-    "an empty answer instead of the rest": never(status(200), words=("an empty answer",), left=PART, **OF_PART),
-    "a page instead of the rest, once": mended(status(200, body=PAGE), **OF_PART, sent=len(PAGE) + ALL - HELD),
-    "packed once more": never(send(gzip.compress(BODY), Content_Encoding="gzip"), words=("page",)),
+    "a page instead of the rest": never(
+        status(200, body=PAGE), words=("page",), left=PART, **OF_PART
+    ),
+    "an empty answer instead of the rest": never(
+        status(200), words=("an empty answer",), left=PART, **OF_PART
+    ),
+    "a page instead of the rest, once": mended(
+        status(200, body=PAGE), **OF_PART, sent=len(PAGE) + ALL - HELD
+    ),
+    "packed once more": never(
+        send(gzip.compress(BODY), Content_Encoding="gzip"), words=("page",)
+    ),
     "said to be packed": mended(send(BODY, Content_Encoding="gzip"), sent=ALL),
     "half a zip once": mended(send(BODY[: ALL // 2])),
     "half a zip for ever": never(send(BODY[: ALL // 2]), left=None),
@@ -221,21 +312,33 @@ CONTENTS = {
     "bytes missing in the middle, for ever": never(send(LACKING), words=("damaged",)),
     "bytes before the first member": mended(send(b"PK\3\4" + bytes(100) + BODY)),
     "a zip without anything in it": never(send(b"PK\5\6" + bytes(18)), left=None),
-    "a damaged zip in two pieces": mended(damaged_in_two_pieces, damaged_in_two_pieces, sent=2 * ALL),
-    "a damaged zip in two pieces, for ever": never(damaged_in_two_pieces, words=("damaged",), left=None),
+    "a damaged zip in two pieces": mended(
+        damaged_in_two_pieces, damaged_in_two_pieces, sent=2 * ALL
+    ),
+    "a damaged zip in two pieces, for ever": never(
+        damaged_in_two_pieces, words=("damaged",), left=None
+    ),
 }
 
 REDIRECTS = {
     "moved on the same host": mended(moved("{path}?again", 301), sent=ALL),
-    "moved on the same host, with its name": mended(moved("http://127.0.0.1:{port}{path}", 308), sent=ALL),
-    "moved while it is continued": mended(moved("{path}", 303), **OF_PART, sent=ALL - HELD),
+    "moved on the same host, with its name": mended(
+        moved("http://127.0.0.1:{port}{path}", 308), sent=ALL
+    ),
+    "moved while it is continued": mended(
+        moved("{path}", 303), **OF_PART, sent=ALL - HELD
+    ),
     "moved in a circle": never(moved("{path}"), words=("redirect",)),
-    "moved to another host": never(moved_to_localhost, words=("localhost", "401", "your")),
+    "moved to another host": never(
+        moved_to_localhost, words=("localhost", "401", "your")
+    ),
     "moved nowhere": never(moved(None), words=("302",)),
     "moved to no address": never(moved("http://[::1/"), words=("address",)),
     "moved to a file": never(moved("file:///etc/hostname"), words=("address",)),
     "moved to ftp": never(moved("ftp://127.0.0.1{path}"), words=("address",)),
-    "moved to nobody": later(moved("http://127.0.0.2:9{path}"), words=("127.0.0.2:9",), unsaid="127.0.0.1"),
+    "moved to nobody": later(
+        moved("http://127.0.0.2:9{path}"), words=("127.0.0.2:9",), unsaid="127.0.0.1"
+    ),
 }
 
 FAULTS = {**CONNECTIONS, **LENGTHS, **RANGES, **STATUSES, **CONTENTS, **REDIRECTS}
@@ -246,11 +349,15 @@ def require_healthy(run, job: FinishedJob, *others: FinishedJob):
     job.mend(*others)
     logs = [one.log for one in (job, *others)]
     run("full_maja_download", "-l", *logs, "-w", job.products)
-    assert job.on_disk() == {name: body for one in (job, *others) for name, body in one.bodies.items()}
+    assert job.on_disk() == {
+        name: body for one in (job, *others) for name, body in one.bodies.items()
+    }
 
 
 @pytest.mark.parametrize("row", FAULTS.values(), ids=FAULTS)
-def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, run, make_job, monkeypatch):
+def test_a_fault_ends_in_a_whole_product_or_in_one_line(
+    row, run, make_job, monkeypatch
+):
     monkeypatch.setattr(peps_common, "TIMEOUTS_S", (15, row.read_timeout_s))
     job = make_job()
     if row.before is not None:
@@ -267,7 +374,9 @@ def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, run, make_job, monk
         assert VICTIM not in found
     else:
         assert result.err == ""
-    expected = {"whole": {VICTIM: BODY}, "nothing": {}}.get(row.left, {f"{VICTIM}.part": row.left})
+    expected = {"whole": {VICTIM: BODY}, "nothing": {}}.get(
+        row.left, {f"{VICTIM}.part": row.left}
+    )
     assert row.left is None or found == expected
     assert row.sent is None or job.sent(VICTIM) == row.sent
     require_healthy(run, job)
@@ -275,7 +384,12 @@ def test_a_fault_ends_in_a_whole_product_or_in_one_line(row, run, make_job, monk
 
 def test_an_account_refused_in_the_place_of_products_is_one_line(run, make_job):
     job = make_job(count=6)
-    job.hit(for_gets(send('{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}'), for_ever=True), "/maja/")
+    job.hit(
+        for_gets(
+            send('{"ErrorCode": 401, "ErrorMessage": "Unauthorized"}'), for_ever=True
+        ),
+        "/maja/",
+    )
     result = run("full_maja_download", *job.argv, "-j", 2, status=1)
     only_line(result, "6 products", "refused the account (401)", "peps.txt")
     assert sum(len(job.gets(name)) for name in job.bodies) <= 2
@@ -293,7 +407,9 @@ def test_products_that_fail_for_a_reason_of_their_own_are_named_each(run, make_j
     job = make_job()
     job.hit(for_gets(status(404), for_ever=True), "/maja/")
     lines = run("full_maja_download", *job.argv, status=1).err.splitlines()
-    assert sorted(name for line in lines for name in job.bodies if name in line) == sorted(job.bodies)
+    assert sorted(
+        name for line in lines for name in job.bodies if name in line
+    ) == sorted(job.bodies)
     assert len(lines) == 3
     require_healthy(run, job)
 
@@ -304,7 +420,9 @@ def test_products_that_fail_for_a_reason_of_their_own_are_named_each(run, make_j
     (cut(None), 75, ("12 products", "gives no answer", "tried 5 times", "later"), 5 * 8),
     (cut(0), 75, ("12 products", "breaks off at 0 B, tried 5 times", "later"), 5 * 12),
 ], ids=["account", "503", "no answer", "breaks off"])  # fmt: skip
-def test_one_reason_is_one_line_for_all_products(run, make_job, fault, ends, words, most):
+def test_one_reason_is_one_line_for_all_products(
+    run, make_job, fault, ends, words, most
+):
     job = make_job(count=12)
     job.hit(for_gets(fault, for_ever=True), "/maja/")
     only_line(run("full_maja_download", *job.argv, status=ends), *words)
@@ -316,7 +434,10 @@ def test_one_reason_is_one_line_for_all_products(run, make_job, fault, ends, wor
 def naps(monkeypatch) -> list[float]:
     """How long the library's Retry would have slept; it does not sleep."""
     found = []
-    monkeypatch.setattr("urllib3.util.retry.time", types.SimpleNamespace(sleep=found.append, time=time.time))
+    monkeypatch.setattr(
+        "urllib3.util.retry.time",
+        types.SimpleNamespace(sleep=found.append, time=time.time),
+    )
     return found
 
 
@@ -331,7 +452,9 @@ RETRY_AFTER = {
     *((code, text, header, RETRY_AFTER[header])
       for code, text in ((503, VICTIM), (429, "/r.json"), (503, "/r.json")) for header in ("7", "121")),
 ], ids=lambda value: str(value)[-30:])  # fmt: skip
-def test_retry_after_is_kept_as_long_as_patience_lasts(code, header, expected, text, run, make_job, naps):
+def test_retry_after_is_kept_as_long_as_patience_lasts(
+    code, header, expected, text, run, make_job, naps
+):
     job = make_job()
     if header == "in an hour":
         header = email.utils.formatdate(time.time() + 3600, usegmt=True)
@@ -358,11 +481,20 @@ ENDLESS = {
     "an error without end": (b"HTTP/1.1 503 No\r\n\r\n", bytes(65536), 0),
     "a redirect without end": (b"HTTP/1.1 302 No\r\nLocation: /x\r\n\r\n", bytes(65536), 0),
 }  # fmt: skip
-PLACES = {"status document": "/31TCJ.xml", "report": "/31TCJ/r.json", "refresh": "PROCESSING", "product": VICTIM}
+PLACES = {
+    "status document": "/31TCJ.xml",
+    "report": "/31TCJ/r.json",
+    "refresh": "PROCESSING",
+    "product": VICTIM,
+}
 # A product without end and without length ends where the disk does.
 NEVER = [("product", name) for name in ENDLESS if name != "an endless body"]
 NEVER += [("status document", name) for name in ENDLESS]
-NEVER += [(place, name) for place in ("report", "refresh") for name in ("100 Continue", "trailers", "an endless body")]
+NEVER += [
+    (place, name)
+    for place in ("report", "refresh")
+    for name in ("100 Continue", "trailers", "an endless body")
+]
 
 
 @pytest.mark.parametrize(("place", "name"), NEVER)
@@ -376,7 +508,9 @@ def test_what_never_ends(place, name, run, make_job, monkeypatch):
     other.bodies.pop(VICTIM)
     other.results = other.results[1:]
     job.hit(for_gets(endless(*ENDLESS[name]), for_ever=True), PLACES[place])
-    result = run("full_maja_download", "-l", job.log, other.log, "-w", job.products, status=None)
+    result = run(
+        "full_maja_download", "-l", job.log, other.log, "-w", job.products, status=None
+    )
     assert result.status in ((0,) if place == "refresh" else (1, 75)), result
     assert len(result.err.splitlines()) == (place != "refresh"), result
     assert {name: job.on_disk()[name] for name in other.bodies} == other.bodies
@@ -390,11 +524,14 @@ def test_a_product_that_is_slow_but_comes_is_not_broken_off(run, make_job, monke
     def slowly(handler):
         pump = handler.pump
         handler.pump = lambda body, start, end: [
-            (pump(body, at, min(at + 10_000, end)), threading.Event().wait(0.1)) for at in range(start, end, 10_000)
+            (pump(body, at, min(at + 10_000, end)), threading.Event().wait(0.1))
+            for at in range(start, end, 10_000)
         ]
 
     job.hit(for_gets(slowly, for_ever=True))
-    monkeypatch.setattr("faulty_http.CHUNK_BYTES", 1000)  # so that no body goes out with the head
+    monkeypatch.setattr(
+        "faulty_http.CHUNK_BYTES", 1000
+    )  # so that no body goes out with the head
     run("full_maja_download", *job.argv)
     assert len(job.gets(VICTIM)) == 1
 
@@ -413,7 +550,9 @@ def test_a_server_without_head(name, run, make_job, monkeypatch):
     """Lengths are a wish; one that is asked in vain is not asked for each product."""
     monkeypatch.setattr(full_maja_download, "LENGTH_PATIENCE_S", 0.2)
     job = make_job(count=8)
-    job.hit(lambda handler: handler.command == "HEAD" and HEADS[name](handler), "/maja/")
+    job.hit(
+        lambda handler: handler.command == "HEAD" and HEADS[name](handler), "/maja/"
+    )
     assert run("full_maja_download", *job.argv, "-j", 2).err == ""
     assert name != "stalls" or len(job.peps.requests("/maja/", "HEAD")) <= 2
     job.require_whole()
@@ -455,15 +594,24 @@ DOCUMENTS: dict[str, dict[str, tuple]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "name"), [(place, name) for place, rows in DOCUMENTS.items() for name in rows])
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(place, name) for place, rows in DOCUMENTS.items() for name in rows],
+)
 def test_a_hostile_document_ends_one_job_alone(place, name, run, make_job):
     fault, ends, *words = DOCUMENTS[place][name]
     job, other = make_job(), make_job("other")
     other.bodies = {VICTIM: BODY}
-    other.results, job.results, shared = other.results[:1], job.results[1:], job.bodies.pop(VICTIM)
+    other.results, job.results, shared = (
+        other.results[:1],
+        job.results[1:],
+        job.bodies.pop(VICTIM),
+    )
     assert shared == BODY
     job.hit(fault, f"/31TCJ{place}")
-    result = run("full_maja_download", "-l", job.log, other.log, "-w", job.products, status=ends)
+    result = run(
+        "full_maja_download", "-l", job.log, other.log, "-w", job.products, status=ends
+    )
     about = lines_of(result.out + result.err, "31TCJ.log: ")
     assert len(about) == 1, result
     assert all(word in about[0] for word in words)
@@ -483,7 +631,9 @@ BASE = "{url}/cgi-bin/mapcache_results/maja/job/"
 def test_a_hostile_result_is_refused_and_the_others_come(result, run, make_job, peps):
     """The table of names is that of the pure function; here are some of each kind."""
     job = make_job()
-    job.results.insert(1, result.format(url=peps.url) if isinstance(result, str) else result)
+    job.results.insert(
+        1, result.format(url=peps.url) if isinstance(result, str) else result
+    )
     line = only_line(run("full_maja_download", *job.argv, status=1), "31TCJ.log")
     assert len(line) < 1000
     job.require_whole()
@@ -498,5 +648,9 @@ def test_results_that_are_no_list_of_addresses(results, ends, run, make_job):
     job = make_job()
     job.results = results
     result = run("full_maja_download", *job.argv, status=ends)
-    assert only_line(result, "31TCJ.log") if ends else "finished: no products" in result.out
+    assert (
+        only_line(result, "31TCJ.log")
+        if ends
+        else "finished: no products" in result.out
+    )
     assert job.on_disk() == {}

@@ -20,7 +20,17 @@ from pathlib import Path
 
 import pytest
 from faulty_http import cut, for_gets, no_range, reset, stall, status
-from stories import CHECKOUT, FinishedJob, answer, json_document, limited, only_line, report_of, wait_until, xml
+from stories import (
+    CHECKOUT,
+    FinishedJob,
+    answer,
+    json_document,
+    limited,
+    only_line,
+    report_of,
+    wait_until,
+    xml,
+)
 
 import peps_common
 
@@ -28,13 +38,17 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 HELD = 70_000
 SIGNALS = pytest.mark.parametrize(
-    ("number", "ends"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+    ("number", "ends"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=["INT", "TERM"],
 )
 
 
 def range_start(request) -> int:
     """The first byte that a request asks for."""
-    return int(re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", "bytes=0-"))[1])
+    return int(
+        re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", "bytes=0-"))[1]
+    )
 
 
 def dice() -> random.Random:
@@ -51,7 +65,10 @@ def test_killed_again_and_again(make_job, launch):
         # A run gets no further than that, so that its kill always lands inside the downloads.
         job.mend()
         job.hit(for_gets(stall(share), for_ever=True), "/maja/")
-        held, asked = {name: job.size_on_disk(name) for name in job.bodies}, len(job.peps.journal)
+        held, asked = (
+            {name: job.size_on_disk(name) for name in job.bodies},
+            len(job.peps.journal),
+        )
         process = launch("full_maja_download", *job.argv)
         enough = sum(held.values()) + chance.randrange(len(held) * share)
         wait_until(lambda: sum(map(job.size_on_disk, job.bodies)) >= enough)  # noqa: B023
@@ -59,13 +76,25 @@ def test_killed_again_and_again(make_job, launch):
         process.wait()
         for name in job.bodies:
             assert not (job.products / name).exists()
-            first = next((request for request in job.peps.journal[asked:] if request in job.gets(name)), None)
+            first = next(
+                (
+                    request
+                    for request in job.peps.journal[asked:]
+                    if request in job.gets(name)
+                ),
+                None,
+            )
             assert first is None or range_start(first) == held[name]
     job.mend()
     assert launch("full_maja_download", *job.argv).wait(60) == 0
     job.require_whole()
-    assert any(range_start(request) for name in job.bodies for request in job.gets(name)), "no kill hit a download"
-    assert sum(map(job.sent, job.bodies)) <= sum(map(len, job.bodies.values())) + kills * len(job.bodies) * share
+    assert any(
+        range_start(request) for name in job.bodies for request in job.gets(name)
+    ), "no kill hit a download"
+    assert (
+        sum(map(job.sent, job.bodies))
+        <= sum(map(len, job.bodies.values())) + kills * len(job.bodies) * share
+    )
 
 
 def interrupt(process: subprocess.Popen, number: int, ends: int, times: int = 1) -> str:
@@ -86,11 +115,18 @@ def test_interrupted_in_a_stalled_download(number, ends, times, make_job, launch
     name = next(iter(job.bodies))
     job.hit(for_gets(stall(HELD), for_ever=True))
     process = launch("full_maja_download", *job.argv, "-j", 2)
-    wait_until(lambda: job.size_on_disk(name) == HELD and len(list(job.products.glob("*.zip"))) == 2)
+    wait_until(
+        lambda: (
+            job.size_on_disk(name) == HELD
+            and len(list(job.products.glob("*.zip"))) == 2
+        )
+    )
     for _ in range(3):  # how the job stands, and the two products
         process.stdout.readline()
     last = interrupt(process, number, ends, times).splitlines()[-1]
-    assert re.match(r"1 job finished\. 2 products downloaded .*, 1 left for the next run, in ", last), last
+    assert re.match(
+        r"1 job finished\. 2 products downloaded .*, 1 left for the next run, in ", last
+    ), last
     assert job.part(name).read_bytes() == job.bodies[name][:HELD]
     job.mend()
     run("full_maja_download", *job.argv)
@@ -103,11 +139,15 @@ def test_interrupted_in_a_stalled_download(number, ends, times, make_job, launch
     ("r.json", "GET", signal.SIGTERM, 143), ("/maja/", "HEAD", signal.SIGINT, 130),
     ("/maja/", "GET", signal.SIGINT, 130),
 ])  # fmt: skip
-def test_interrupted_while_the_service_does_not_answer(number, ends, text, method, make_job, launch, run):
+def test_interrupted_while_the_service_does_not_answer(
+    number, ends, text, method, make_job, launch, run
+):
     job, stalled = make_job(), stall(None)
     job.hit(lambda handler: handler.command == method and stalled(handler), text)
     process = launch("full_maja_download", *job.argv)
-    job.peps.wait_for(lambda: any(r.method == method and text in r.target for r in job.peps.journal))
+    job.peps.wait_for(
+        lambda: any(r.method == method and text in r.target for r in job.peps.journal)
+    )
     interrupt(process, number, ends)
     job.mend()
     run("full_maja_download", *job.argv)
@@ -140,24 +180,35 @@ def test_interrupted_at_any_time(script, line, account, peps):
     )
     for _ in range(8):
         command = [sys.executable, "-c", starts, str(script_path), *line.split()]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         process.stdout.read(len("own code next"))
-        time.sleep(chance.random() * 0.2)  # any time is a good one, so that no machine is too slow for this
+        time.sleep(
+            chance.random() * 0.2
+        )  # any time is a good one, so that no machine is too slow for this
         for _ in range(2):
             process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
         own = re.findall(rf'File "{CHECKOUT}/\w+\.py", line (\d+)', err)
         assert all(int(number) <= guard for number in own), err
-        assert process.returncode in (0, 2, 130, -signal.SIGINT, 1), (process.returncode, err)
+        assert process.returncode in (0, 2, 130, -signal.SIGINT, 1), (
+            process.returncode,
+            err,
+        )
 
 
 def test_streams_without_a_reader(make_job, finish):
     """`| head -1` costs the lines and no product; an order without a reader is kept."""
     reader, nobody = os.pipe()
     os.close(reader)
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    buffered = {
+        name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
+    }
     assert finish("full_maja_process", "-h", stdout=nobody, env=buffered).err == ""
-    assert finish("full_maja_process", "--version", stdout=nobody, env=buffered).err == ""
+    assert (
+        finish("full_maja_process", "--version", stdout=nobody, env=buffered).err == ""
+    )
     job = make_job()
     assert finish("full_maja_download", *job.argv, stdout=nobody).err == ""
     job.require_whole()
@@ -165,7 +216,18 @@ def test_streams_without_a_reader(make_job, finish):
     (job.products / gone).unlink()
     job.hit(status(404), gone)
     finish("full_maja_download", *job.argv, stderr=nobody, status=1)
-    finish("full_maja_process", "-t", "31TCJ", "-d", "2017-07-01", "-e", "2017-09-01", "-l", "J.log", stdout=nobody)
+    finish(
+        "full_maja_process",
+        "-t",
+        "31TCJ",
+        "-d",
+        "2017-07-01",
+        "-e",
+        "2017-09-01",
+        "-l",
+        "J.log",
+        stdout=nobody,
+    )
     os.close(nobody)
     assert next(iter(job.peps.jobs)) in Path("J.log").read_text("utf-8")
 
@@ -175,17 +237,29 @@ def test_closed_streams(closed, make_job):
     """The first file that the script opens gets the number of a closed stream; no words may end up in it."""
     job = make_job()
     script = str(CHECKOUT / "full_maja_download.py")
-    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, script, *map(str, job.argv)]
+    command = [
+        "sh",
+        "-c",
+        f'exec "$@" {closed}',
+        "sh",
+        sys.executable,
+        script,
+        *map(str, job.argv),
+    ]
     process = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (process.returncode, process.stderr) == (0, "")
     job.require_whole()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no file that is always full"
+)
 def test_an_output_that_takes_nothing_more_does_not_stop_the_download(make_job, finish):
     job = make_job()
     with open("/dev/full", "w") as full:
-        only_line(finish("full_maja_download", *job.argv, stdout=full), "standard output")
+        only_line(
+            finish("full_maja_download", *job.argv, stdout=full), "standard output"
+        )
     job.require_whole()
 
 
@@ -215,7 +289,10 @@ class Story:
 
     def cuts(self):
         at = [self.chance.randrange(1, 20_000) for _ in range(3)]
-        self.job.hit(for_gets(*(self.chance.choice((cut, reset))(after) for after in at)), self.some())
+        self.job.hit(
+            for_gets(*(self.chance.choice((cut, reset))(after) for after in at)),
+            self.some(),
+        )
         self.repeated += 3 * 20_000  # what a reset takes with it
         self.run()
 
@@ -226,15 +303,27 @@ class Story:
         self.run()
 
     def outage(self):
-        self.job.hit(status(self.chance.choice((404, 500, 503, 429)), {"Retry-After": "999"}), self.some())
+        self.job.hit(
+            status(self.chance.choice((404, 500, 503, 429)), {"Retry-After": "999"}),
+            self.some(),
+        )
         self.run()
 
     def kill(self):
-        self.job.hit(for_gets(stall(self.chance.randrange(20_000)), for_ever=True), self.some())
+        self.job.hit(
+            for_gets(stall(self.chance.randrange(20_000)), for_ever=True), self.some()
+        )
         process = self.launch("full_maja_download", *self.job.argv)
         seen = len(self.job.peps.journal)
-        wait_until(lambda: process.poll() is not None or len(self.job.peps.journal) > seen + self.chance.randrange(8))
-        process.stop(self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
+        wait_until(
+            lambda: (
+                process.poll() is not None
+                or len(self.job.peps.journal) > seen + self.chance.randrange(8)
+            )
+        )
+        process.stop(
+            self.chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+        )
         self.repeated += 8 * 20_000  # what is on its way, too
 
     def second_run(self):
@@ -247,7 +336,9 @@ class Story:
         path = self.job.products / self.some()
         if path.exists():
             self.repeated += path.stat().st_size
-            path.write_bytes(path.read_bytes()[:-10]) if self.chance.random() < 0.5 else path.unlink()
+            path.write_bytes(
+                path.read_bytes()[:-10]
+            ) if self.chance.random() < 0.5 else path.unlink()
         self.run()
 
     def restarted(self):
@@ -276,7 +367,10 @@ def test_random_story(make_job, launch, request, peps):
         job.mend()
         assert launch("full_maja_download", *job.argv).wait(60) == 0
         job.require_whole()
-        assert sum(map(job.sent, job.bodies)) <= sum(map(len, job.bodies.values())) + story.repeated
+        assert (
+            sum(map(job.sent, job.bodies))
+            <= sum(map(len, job.bodies.values())) + story.repeated
+        )
         job.peps.always.clear()
 
 
@@ -294,7 +388,9 @@ def peak_mib(*argv: object) -> tuple[int, float]:
         pytest.skip("ru_maxrss has other units elsewhere")
     script = str(CHECKOUT / "full_maja_download.py")
     command = [sys.executable, "-c", MEASURE, sys.executable, script, *map(str, argv)]
-    measured = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    measured = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True
+    )
     ended, kib = map(int, measured.stdout.split())
     return ended, kib / 1024
 
@@ -313,7 +409,9 @@ def test_memory_does_not_grow_with_a_product(make_job, tmp_path_factory):
     assert peak < 64
 
 
-@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_STORED], ids=["swells", "many members"])
+@pytest.mark.parametrize(
+    "packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_STORED], ids=["swells", "many members"]
+)
 def test_memory_of_a_hostile_product(make_job, packing):
     """Much of nothing in few bytes, a directory larger than its product: neither takes the memory."""
     job = make_job(count=1)
@@ -334,7 +432,11 @@ def test_memory_of_a_hostile_product(make_job, packing):
 
 def test_a_record_that_drips_is_read_to_its_end():
     """Of a TLS record that has only begun to come the system says that it can be read, and it gives nothing."""
-    patience, (ours, theirs), looks = peps_common.Patience(), socket.socketpair(), iter(range(2000))
+    patience, (ours, theirs), looks = (
+        peps_common.Patience(),
+        socket.socketpair(),
+        iter(range(2000)),
+    )
 
     def recv_into(buffer):
         if next(looks, None) is not None:
@@ -344,7 +446,9 @@ def test_a_record_that_drips_is_read_to_its_end():
     with ours, theirs:
         theirs.send(b"x")
         patience.ordering = True
-        sock = types.SimpleNamespace(recv_into=recv_into, settimeout=ours.settimeout, fileno=ours.fileno)
+        sock = types.SimpleNamespace(
+            recv_into=recv_into, settimeout=ours.settimeout, fileno=ours.fileno
+        )
         assert patience.receive(sock, bytearray(1)) == 1
 
 
@@ -357,7 +461,12 @@ def test_a_redirect_is_not_read(make_job, monkeypatch):
         {"Location": f"/{job.identity}/r.json", "Content-Encoding": "gzip"},
         gzip.compress(bytes(2**28), 1),
     )
-    job.hit(lambda handler: "?" not in handler.record.target and status(302, there, swelling)(handler), ".xml")
+    job.hit(
+        lambda handler: (
+            "?" not in handler.record.target and status(302, there, swelling)(handler)
+        ),
+        ".xml",
+    )
     ended, peak = peak_mib(*job.argv)
     assert ended == 75
     assert peak < 64
@@ -366,7 +475,10 @@ def test_a_redirect_is_not_read(make_job, monkeypatch):
 MANY = {
     "a million elements": (".xml", b"<a>" + b"<a/>" * 1_000_000 + b"</a>"),
     "elements, as many as are read": (".xml", b"<a>" + b"<a/>" * 400_000 + b"</a>"),
-    "attributes": (".xml", b"<a " + b" ".join(b'a%d=""' % n for n in range(190_000)) + b"/>"),
+    "attributes": (
+        ".xml",
+        b"<a " + b" ".join(b'a%d=""' % n for n in range(190_000)) + b"/>",
+    ),
     "lists": ("/r.json", b"[" + b"[]," * 200_000 + b"[]]"),
     "objects": ("/r.json", b'[{"a":1}' + b',{"a":1}' * 200_000 + b"]"),
     "one long text": (".xml", b"<a>" + b"x" * 2_050_000 + b"</a>"),
@@ -386,4 +498,7 @@ def test_memory_of_sixteen_documents(make_job, name, capsys, request):
     assert not list(Path("products").iterdir())
     assert peak < 256, peak
     with capsys.disabled():
-        print(f"\n16 documents of {name}, {len(document) / 1e6:.1f} MB each: {peak:.0f} MiB", end=" ")
+        print(
+            f"\n16 documents of {name}, {len(document) / 1e6:.1f} MB each: {peak:.0f} MiB",
+            end=" ",
+        )

@@ -18,7 +18,19 @@ from pathlib import Path
 import pytest
 from faulty_http import cut, hold, reset, stall, status
 from local_peps import OUTPUTS, SEARCH, WPS, acquisitions, feature
-from stories import CHECKOUT, NOVEMBER, SHORT, answer, failed, limited, names_in, only_line, refusal, wait_until, xml
+from stories import (
+    CHECKOUT,
+    NOVEMBER,
+    SHORT,
+    answer,
+    failed,
+    limited,
+    names_in,
+    only_line,
+    refusal,
+    wait_until,
+    xml,
+)
 
 import peps_common
 
@@ -54,7 +66,12 @@ def require_doubt(run, peps):
     kept, sent = NOTE.read_bytes(), len(peps.requests(WPS))
     line = only_line(order(run, status=1), "J.log", "in doubt", peps.url, "--force")
     assert re.search(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", line)
-    only_line(run("full_maja_download", "-l", "J.log", status=1), "J.log", "in doubt", f"remove {NOTE}")
+    only_line(
+        run("full_maja_download", "-l", "J.log", status=1),
+        "J.log",
+        "in doubt",
+        f"remove {NOTE}",
+    )
     assert len(peps.requests(WPS)) == sent
     assert NOTE.read_bytes() == kept
     peps.always.clear()
@@ -69,15 +86,22 @@ def require_doubt(run, peps):
     ("", ""), ("-o 1 ", ";relativeOrbitNumber=1"), ("-o 143 ", ";relativeOrbitNumber=143"),
 ], ids=["tile", "first orbit", "last orbit"])  # fmt: skip
 def test_documented_order_works_as_written(finish, peps, more, query):
-    line = f"-t 31TCJ {more}-a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ_20170101.log"
+    line = (
+        f"-t 31TCJ {more}-a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ_20170101.log"
+    )
     result = finish("full_maja_process", *line.split())
     assert result.err == ""
     expected = QUERY.format("2018-01-01", query)
-    assert [(request.method, request.path, request.query) for request in peps.journal] == [("GET", WPS, expected)]
+    assert [
+        (request.method, request.path, request.query) for request in peps.journal
+    ] == [("GET", WPS, expected)]
     job_id, log = next(iter(peps.jobs)), Path("31TCJ_20170101.log").read_text()
     first, following = result.out.splitlines()
     assert f"{peps.url}{OUTPUTS}{job_id}.xml" in log
-    assert first == f"31TCJ_20170101.log: ordered as job {job_id}, status {peps.url}{OUTPUTS}{job_id}.xml"
+    assert (
+        first
+        == f"31TCJ_20170101.log: ordered as job {job_id}, status {peps.url}{OUTPUTS}{job_id}.xml"
+    )
     assert "full_maja_download.py -a peps.txt -l 31TCJ_20170101.log" in following
 
 
@@ -86,17 +110,29 @@ def test_documented_order_works_as_written(finish, peps, more, query):
     ("2 --lon 1 --lat 43.5 -a peps.txt -d 2017-11-01 -f 2017-12-01 -o 51", "lat=43.500000&lon=1.000000", ORBIT_51),
 ], ids=["town", "point and stray 2"])  # fmt: skip
 def test_documented_line_searches_asks_and_orders(terminal, peps, line, area, found):
-    shown = terminal("peps_maja_process", *line.split(), "-p", "prod_list_toulouse.txt", answer=b"yes\n")
+    shown = terminal(
+        "peps_maja_process",
+        *line.split(),
+        "-p",
+        "prod_list_toulouse.txt",
+        answer=b"yes\n",
+    )
     searched = f"{area}&startDate=2017-11-01&completionDate=2017-12-01&maxRecords=500&productType=S2MSI1C"
     assert [request.query for request in peps.requests(SEARCH)] == [searched]
     assert ("yes/no" in shown) == (len(found) > 10)
     names = [seen.l1c for seen in found]
-    assert sorted(r.query for r in peps.requests(SINGLE)) == sorted(map(SINGLE_QUERY.format, names))
+    assert sorted(r.query for r in peps.requests(SINGLE)) == sorted(
+        map(SINGLE_QUERY.format, names)
+    )
     assert sorted(Path("prod_list_toulouse.txt").read_text().split()) == sorted(names)
     for job in peps.jobs.values():
-        assert f"{peps.url}{OUTPUTS}{job.id}.xml" in Path(f"{job.subject}.log").read_text()
+        assert (
+            f"{peps.url}{OUTPUTS}{job.id}.xml" in Path(f"{job.subject}.log").read_text()
+        )
         assert f"{job.subject}: ordered as job {job.id}, status {peps.url}" in shown
-    assert re.search(rf"\n{len(found)} products found: {len(found)} ordered now\n$", shown)
+    assert re.search(
+        rf"\n{len(found)} products found: {len(found)} ordered now\n$", shown
+    )
 
 
 OPEN = "&startDate=2017-11-01&completionDate=9999-01-01&"
@@ -115,7 +151,16 @@ SEARCHES = {
 
 @pytest.mark.parametrize("line", SEARCHES)
 def test_search_on_the_wire(run, peps, line):
-    run("peps_maja_process", "-d", "2017-11-01", *shlex.split(line), "-p", "list.txt", "-n", status=None)
+    run(
+        "peps_maja_process",
+        "-d",
+        "2017-11-01",
+        *shlex.split(line),
+        "-p",
+        "list.txt",
+        "-n",
+        status=None,
+    )
     assert peps.journal[0].query.startswith(SEARCHES[line])
 
 
@@ -137,7 +182,9 @@ def test_log_is_the_answer_byte_for_byte(run, peps, document):
 
 def test_log_has_a_default_name(run, peps):
     run("full_maja_process", "-t", "31TCJ", *SHORT)
-    assert "Full_Maja.log: waiting" in run("full_maja_download", "-w", ".", status=75).out
+    assert (
+        "Full_Maja.log: waiting" in run("full_maja_download", "-w", ".", status=75).out
+    )
 
 
 def test_same_line_orders_once_and_force_keeps_the_old_logs(run, peps):
@@ -154,10 +201,16 @@ def test_same_line_orders_once_and_force_keeps_the_old_logs(run, peps):
         logs.append(Path("J.log").read_bytes())
     assert len(set(logs)) == 3
     assert [Path(f"J.log.{number}").read_bytes() for number in (4, 5)] == logs[:2]
-    assert names_in() == {"peps.txt", "J.log", *(f"J.log.{number}" for number in (1, 2, 3, 4, 5))}
+    assert names_in() == {
+        "peps.txt",
+        "J.log",
+        *(f"J.log.{number}" for number in (1, 2, 3, 4, 5)),
+    }
 
 
-@pytest.mark.parametrize("content", [b"\\documentclass{book}", b"<html>502 Bad Gateway</html>"])
+@pytest.mark.parametrize(
+    "content", [b"\\documentclass{book}", b"<html>502 Bad Gateway</html>"]
+)
 def test_file_that_is_no_log_is_replaced_by_force_alone(run, peps, content):
     Path("J.log").write_bytes(content)
     only_line(order(run, status=2), "J.log")
@@ -186,7 +239,9 @@ def test_dry_run_shows_the_request_and_sends_nothing(run, peps, flag):
 
 def test_dry_run_with_a_list_asks_the_catalogue(run, peps):
     shown = order(run, "-n", "--json", "list.json").out
-    dates = len({seen.day for seen in acquisitions("31TCJ", "2017-07-01", "2017-09-01")})
+    dates = len(
+        {seen.day for seen in acquisitions("31TCJ", "2017-07-01", "2017-09-01")}
+    )
     assert f"{dates} dates" in shown
     assert f"{(60 + 25 * (dates - 1)) / 60:.0f} h" in shown
     assert {request.path for request in peps.journal} == {SEARCH}
@@ -194,13 +249,17 @@ def test_dry_run_with_a_list_asks_the_catalogue(run, peps):
 
 def test_nothing_is_ordered_where_the_catalogue_has_nothing(run, peps):
     peps.catalogue = []
-    only_line(order(run, "--json", "list.json", status=1), "no product", "nothing was ordered")
+    only_line(
+        order(run, "--json", "list.json", status=1), "no product", "nothing was ordered"
+    )
     assert peps.requests(WPS) == []
     assert names_in() == {"peps.txt"}
 
 
 def test_statuslocation_cannot_forge_a_line(run, peps):
-    hostile = answer("http://127.0.0.1:1/a.xml").replace(b"a.xml", b"a&#10;full_maja: all is well&#155;31m&#8238;.xml")
+    hostile = answer("http://127.0.0.1:1/a.xml").replace(
+        b"a.xml", b"a&#10;full_maja: all is well&#155;31m&#8238;.xml"
+    )
     peps.faults.append((EXECUTE, xml(hostile)))
     lines = order(run).out.splitlines()
     assert len(lines) == 2
@@ -227,7 +286,9 @@ def test_what_is_in_the_way_of_the_log_stops_the_order(run, peps):
 
 def test_disk_that_fills_while_the_answer_is_awaited(finish, run, peps):
     """An answer that is too long for the room that was taken: what arrived leads to the job."""
-    long = answer(PLACE.format("first"), f"<ProcessAccepted>{'x' * 100_000}</ProcessAccepted>")
+    long = answer(
+        PLACE.format("first"), f"<ProcessAccepted>{'x' * 100_000}</ProcessAccepted>"
+    )
     peps.faults.append((EXECUTE, xml(long)))
     finish(*ORDER, preexec_fn=limited(70_000), status=None)
     order(run, status=2)
@@ -237,7 +298,9 @@ def test_disk_that_fills_while_the_answer_is_awaited(finish, run, peps):
 
 def error(code: object, sent: int = 200, words: str = "tile 31TCJ is locked"):
     """The service's JSON error, sent with an HTTP status."""
-    return status(sent, body=json.dumps({"ErrorCode": code, "ErrorMessage": words}).encode())
+    return status(
+        sent, body=json.dumps({"ErrorCode": code, "ErrorMessage": words}).encode()
+    )
 
 
 LOCKED = "tile 31TCJ is locked"
@@ -306,13 +369,17 @@ def test_endings_of_an_order(run, peps, name):
     """One request; a refusal leaves the name free, a doubt its note, and an imperfect answer is a job nonetheless."""
     fault, ends, *words = ENDINGS[name]
     peps.always.append((EXECUTE, fault))
-    result = order(run, status={"refused": 1, "not now": 75, "doubt": 1, "job": 0}[ends])
+    result = order(
+        run, status={"refused": 1, "not now": 75, "doubt": 1, "job": 0}[ends]
+    )
     assert len(peps.requests(EXECUTE)) == (10 if name == "redirect to itself" else 1)
     if ends == "job":
         assert "ordered as job first" in result.out
         assert names_in() == {"peps.txt", "J.log"}
         order(run, status=2)
-        assert "gives no answer" in run("full_maja_download", "-l", "J.log", status=75).err
+        assert (
+            "gives no answer" in run("full_maja_download", "-l", "J.log", status=75).err
+        )
         return
     line = only_line(result, *words)
     assert ("may have been accepted" in line) == (ends == "doubt")
@@ -350,18 +417,27 @@ def test_eight_orders_at_once_order_once(launch, peps):
 
 def test_three_forced_orders_beside_downloads(finish, launch, peps):
     order(finish)
-    downloads = [launch("full_maja_download", "-l", "J.log", "--wait", "--interval", "0.001") for _ in range(2)]
+    downloads = [
+        launch("full_maja_download", "-l", "J.log", "--wait", "--interval", "0.001")
+        for _ in range(2)
+    ]
     for _ in range(3):
         order(finish, "--force")
     for process in downloads:
         process.terminate()
         assert process.wait(30) == 143
-    kept = [Path(name).read_text() for name in ("J.log.1", "J.log.2", "J.log.3", "J.log")]
+    kept = [
+        Path(name).read_text() for name in ("J.log.1", "J.log.2", "J.log.3", "J.log")
+    ]
     assert all(job in log for job, log in zip(peps.jobs, kept))
     assert not Path("J.log.4").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGHUP, signal.SIGINT, signal.SIGTERM],
+    ids=lambda n: n.name,
+)
 def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
     """The doubt is there before the answer could be; Ctrl-C ends the run at once, and says so."""
     peps.always.append((EXECUTE, hold(threading.Event(), None)))
@@ -376,16 +452,27 @@ def test_stopped_while_the_answer_is_awaited(launch, run, peps, number):
     require_doubt(run, peps)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
-def test_an_error_that_was_not_awaited_to_its_end_refuses_nothing(launch, run, peps, number):
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name
+)
+def test_an_error_that_was_not_awaited_to_its_end_refuses_nothing(
+    launch, run, peps, number
+):
     """A 504 in JSON, whose end does not come: whoever stops the run, the order is in doubt."""
     text = json.dumps({"ErrorCode": 504, "ErrorMessage": "upstream timed out"}).encode()
     ends = threading.Event()
     peps.always.append(
-        (EXECUTE, lambda handler: hold(ends, len(text))(handler) or status(200, body=text + b" ")(handler))
+        (
+            EXECUTE,
+            lambda handler: (
+                hold(ends, len(text))(handler) or status(200, body=text + b" ")(handler)
+            ),
+        )
     )
     process = launch(*ORDER)
-    wait_until(lambda: Path("J.log.part").exists() and text in Path("J.log.part").read_bytes())
+    wait_until(
+        lambda: Path("J.log.part").exists() and text in Path("J.log.part").read_bytes()
+    )
     process.stop(number)
     require_doubt(run, peps)
 
@@ -419,7 +506,9 @@ def test_an_interrupt_with_the_last_word_of_an_order_tells_the_doubt(run, peps):
     command = [sys.executable, "-c", INTERRUPTED_LATE, str(CHECKOUT), *ORDER[1:]]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 130
-    only_line(ended.stderr, "interrupted: J.log: the order of", "may have been accepted")
+    only_line(
+        ended.stderr, "interrupted: J.log: the order of", "may have been accepted"
+    )
     require_doubt(run, peps)
 
 
@@ -453,16 +542,36 @@ class Steps:
     """Runs of an order that are stopped at a step, and the same command once more."""
 
     def __init__(self, peps):
-        self.peps, command = peps, [sys.executable, str(Path(__file__).with_name("order_steps.py"))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.peps, command = (
+            peps,
+            [sys.executable, str(Path(__file__).with_name("order_steps.py"))],
+        )
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def run(self, argv: list[str], stop: str = "", step: int = 0) -> dict:
-        asked = {"argv": argv, "stop": stop, "step": step, "folder": str(Path().absolute())}
+        asked = {
+            "argv": argv,
+            "stop": stop,
+            "step": step,
+            "folder": str(Path().absolute()),
+        }
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         ended = json.loads(self.process.stdout.readline())
         assert "Traceback" not in ended["stderr"], (asked, ended)
-        assert ended["status"] in (0, 1, 2, 75, 77, 130, 143, -signal.SIGINT, -signal.SIGTERM), (asked, ended)
+        assert ended["status"] in (
+            0,
+            1,
+            2,
+            75,
+            77,
+            130,
+            143,
+            -signal.SIGINT,
+            -signal.SIGTERM,
+        ), (asked, ended)
         self.peps.wait_idle()
         return ended
 
@@ -497,13 +606,18 @@ def test_stopped_at_every_step(case, stop, steps, peps, request, capsys):
         for path in [*Path().glob("J.log*")]:
             path.unlink()
         sent, jobs = len(peps.requests(EXECUTE)), len(peps.jobs)
-        how = ("SIGINT", "SIGTERM")[step % 2] if stop == "signal" else stop  # they are handled as one
+        how = (
+            ("SIGINT", "SIGTERM")[step % 2] if stop == "signal" else stop
+        )  # they are handled as one
         first = steps.run(argv, how, step)
         if not first["reached"]:
             break
         told = (case, how, step, first)
         note = NOTE.read_bytes() if NOTE.exists() else b""
-        answered = any(re.search(rb'statusLocation="[^"]+"', path.read_bytes()) for path in Path().glob("J.log*"))
+        answered = any(
+            re.search(rb'statusLocation="[^"]+"', path.read_bytes())
+            for path in Path().glob("J.log*")
+        )
         arrived = len(peps.requests(EXECUTE)) - sent
         again = steps.run(argv)
         assert len(peps.jobs) - jobs <= 1, (told, again)
@@ -513,14 +627,21 @@ def test_stopped_at_every_step(case, stop, steps, peps, request, capsys):
         if answered:
             assert again["status"] == 2, (told, again)
             assert list(peps.jobs)[-1] in Path("J.log").read_text(), told
-        certain = not arrived and (not note.startswith(peps_common.NOTE) or first["status"] == 75)
+        certain = not arrived and (
+            not note.startswith(peps_common.NOTE) or first["status"] == 75
+        )
         if certain or "is locked" in first["stderr"]:
             expected = {"refused": 1, "not connected": 75}.get(case, 0)
             assert again["status"] == expected, (told, again)
-            assert case == "not connected" or len(peps.requests(EXECUTE)) == sent + arrived + 1, told
+            assert (
+                case == "not connected"
+                or len(peps.requests(EXECUTE)) == sent + arrived + 1
+            ), told
     assert step > 6
     with capsys.disabled():
-        print(f"\n{case}, {stop}: {step} steps, one in {stride} from {offset} on", end=" ")
+        print(
+            f"\n{case}, {stop}: {step} steps, one in {stride} from {offset} on", end=" "
+        )
 
 
 def ordered(peps) -> list[str]:
@@ -545,17 +666,28 @@ def test_large_order_asks(terminal, peps, typed, expected):
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGINT)
 
-    shown = terminal("peps_maja_process", "-t", "31TCJ", *NOVEMBER, answer=typed, status=expected, see=see)
+    shown = terminal(
+        "peps_maja_process",
+        "-t",
+        "31TCJ",
+        *NOVEMBER,
+        answer=typed,
+        status=expected,
+        see=see,
+    )
     assert "12 products" in shown
     assert "Traceback" not in shown
     assert not peps.jobs
 
 
 @pytest.mark.parametrize(
-    ("typed", "ends", "count"), [("no\n", 1, 0), ("", 2, 0), ("what?\n", 2, 0), ("\xff\nyes\n", 0, 12)]
+    ("typed", "ends", "count"),
+    [("no\n", 1, 0), ("", 2, 0), ("what?\n", 2, 0), ("\xff\nyes\n", 0, 12)],
 )
 def test_large_order_asks_a_pipe_too(finish, peps, typed, ends, count):
-    result = order_each(lambda *argv, status: finish(*argv, status=status, input=typed), status=ends)
+    result = order_each(
+        lambda *argv, status: finish(*argv, status=status, input=typed), status=ends
+    )
     assert len(peps.jobs) == count
     assert "yes/no" not in result.out
     assert ends != 2 or "--yes" in result.err.splitlines()[-1]
@@ -567,7 +699,9 @@ def test_what_is_ordered_already_is_not_asked_about(run, peps):
     peps.catalogue = None
     shown = order_each(run).out
     assert ordered(peps) == names(BOTH_ORBITS)
-    assert shown.splitlines()[-1] == "12 products found: 10 ordered before, 2 ordered now"
+    assert (
+        shown.splitlines()[-1] == "12 products found: 10 ordered before, 2 ordered now"
+    )
     assert sorted(listed()) == names(BOTH_ORBITS)
 
 
@@ -582,7 +716,9 @@ def test_list_grows_and_keeps_its_entries(run, peps):
     assert len(peps.jobs) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name
+)
 def test_stopped_order_of_a_list_goes_on_with_the_rest(run, launch, peps, number):
     """Stopped on the fourth of six: the next run leaves that one out, names it and its file, and orders the rest."""
     never, numbers = threading.Event(), itertools.count(1)
@@ -595,7 +731,12 @@ def test_stopped_order_of_a_list_goes_on_with_the_rest(run, launch, peps, number
     process.stop(number)
     doubtful = peps.requests(SINGLE)[3].query.partition("product=")[2].partition("&")[0]
     assert sorted(listed()) == ordered(peps)
-    only_line(order_each(run, "-o", "51", status=1), doubtful, f"remove {doubtful}.log.part", "in doubt")
+    only_line(
+        order_each(run, "-o", "51", status=1),
+        doubtful,
+        f"remove {doubtful}.log.part",
+        "in doubt",
+    )
     assert ordered(peps) == sorted(set(names(ORBIT_51)) - {doubtful})
     Path(f"{doubtful}.log.part").unlink()
     order_each(run, "-o", "51")
@@ -605,13 +746,25 @@ def test_stopped_order_of_a_list_goes_on_with_the_rest(run, launch, peps, number
 
 def test_first_doubt_of_a_list_ends_the_run(run, peps):
     peps.always.append((SINGLE, status(504)))
-    only_line(order_each(run, "--yes", status=1), "may have been accepted", ".log.part", "order again")
+    only_line(
+        order_each(run, "--yes", status=1),
+        "may have been accepted",
+        ".log.part",
+        "order again",
+    )
     assert len(peps.requests(SINGLE)) == 1
     order_each(run, "--yes", status=1)
-    assert len({request.query for request in peps.requests(SINGLE)}) == len(peps.requests(SINGLE)) == 2
+    assert (
+        len({request.query for request in peps.requests(SINGLE)})
+        == len(peps.requests(SINGLE))
+        == 2
+    )
 
 
-@pytest.mark.parametrize(("fault", "ends"), [(status(503), 75), (status(401), 1), (status(403), 1), (status(404), 1)])
+@pytest.mark.parametrize(
+    ("fault", "ends"),
+    [(status(503), 75), (status(401), 1), (status(403), 1), (status(404), 1)],
+)
 def test_one_cause_ends_the_run(run, peps, fault, ends):
     peps.catalogue = list(map(feature, ORBIT_51[:3]))
     peps.always.append((SINGLE, fault))
@@ -632,7 +785,9 @@ def test_refused_product_does_not_stop_the_others(run, peps):
     assert ordered(peps) == names(ORBIT_51)
 
 
-@pytest.mark.parametrize("where", ["logs", "lists", "."], ids=["-w", "beside the list", "the current folder"])
+@pytest.mark.parametrize(
+    "where", ["logs", "lists", "."], ids=["-w", "beside the list", "the current folder"]
+)
 def test_orders_are_found_where_the_download_looks(run, peps, where):
     for folder in ("logs", "lists"):
         Path(folder).mkdir()
@@ -662,7 +817,10 @@ def test_force_orders_single_products_anew(run, peps):
 def test_products_that_another_run_is_at_do_not_stop_the_others(run, peps):
     fcntl = pytest.importorskip("fcntl")
     peps.catalogue = list(map(feature, ORBIT_51[:4]))
-    with open(f"{ORBIT_51[1].l1c}.log.part", "wb") as one, open(f"{ORBIT_51[2].l1c}.log.part", "wb") as two:
+    with (
+        open(f"{ORBIT_51[1].l1c}.log.part", "wb") as one,
+        open(f"{ORBIT_51[2].l1c}.log.part", "wb") as two,
+    ):
         fcntl.flock(one, fcntl.LOCK_EX)
         fcntl.flock(two, fcntl.LOCK_EX)
         only_line(order_each(run, "--force", status=75), "2 products", "another run")
@@ -672,7 +830,14 @@ def test_products_that_another_run_is_at_do_not_stop_the_others(run, peps):
 def test_product_that_another_run_has_just_ordered_counts_as_ordered(run, peps):
     log = Path(f"{ORBIT_51[0].l1c}.log")
     peps.catalogue = [feature(ORBIT_51[0])]
-    peps.faults.append((SEARCH, lambda handler: bool(log.write_bytes(answer(PLACE.format("theirs")))) and False))
+    peps.faults.append(
+        (
+            SEARCH,
+            lambda handler: (
+                bool(log.write_bytes(answer(PLACE.format("theirs")))) and False
+            ),
+        )
+    )
     result = order_each(run)
     assert ("job theirs" in result.out, result.err) == (True, "")
     assert listed() == [ORBIT_51[0].l1c]
@@ -686,26 +851,43 @@ def test_last_line_counts_what_was_really_ordered(run, peps):
     Path(f"{spoilt.l1c}.log").write_text("somebody's notes")
     peps.catalogue = list(map(feature, ORBIT_51[:3]))
     lines = order_each(run, status=2).out.splitlines()
-    assert lines[-1] == "3 products found: 1 ordered before, 1 ordered now, 1 not ordered"
+    assert (
+        lines[-1] == "3 products found: 1 ordered before, 1 ordered now, 1 not ordered"
+    )
     assert "peps_maja_download.py -a peps.txt -p list.txt -w ." in lines[-2]
     assert listed() == [earlier.l1c, plain.l1c]
 
 
 def test_twelve_hundred_products_are_three_requests(run, peps):
-    named = [f"S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_{number:06}" for number in range(1200)]
+    named = [
+        f"S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_{number:06}"
+        for number in range(1200)
+    ]
     peps.catalogue = [{"properties": {"productIdentifier": name}} for name in named]
     result = order_each(run, "-n", "--json", "answer.json")
-    assert [re.findall(r"&page=(\d+)", request.query) for request in peps.journal] == [[], ["2"], ["3"]]
+    assert [re.findall(r"&page=(\d+)", request.query) for request in peps.journal] == [
+        [],
+        ["2"],
+        ["3"],
+    ]
     assert all(name in result.out for name in named)
     saved = json.loads(Path("answer.json").read_text())
     assert saved["type"] == "FeatureCollection"
-    assert [found["properties"]["productIdentifier"] for found in saved["features"]] == named
-    assert not any(link.get("rel") == "next" for link in saved["properties"].get("links", []))
+    assert [
+        found["properties"]["productIdentifier"] for found in saved["features"]
+    ] == named
+    assert not any(
+        link.get("rel") == "next" for link in saved["properties"].get("links", [])
+    )
 
 
 def test_server_that_ignores_the_page_ends_the_search(run, peps):
     properties = {"links": [{"rel": "next", "href": peps.url}]}
-    page = {"type": "FeatureCollection", "properties": properties, "features": list(map(feature, ORBIT_51))}
+    page = {
+        "type": "FeatureCollection",
+        "properties": properties,
+        "features": list(map(feature, ORBIT_51)),
+    }
     peps.always.append((SEARCH, status(200, body=json.dumps(page).encode())))
     order_each(run)
     assert len(peps.requests(SEARCH)) == 2
@@ -732,7 +914,14 @@ def test_missing_and_null_keys_do_not_matter(run, peps):
     usable = [
         {"properties": {"productIdentifier": bare.l1c}},
         {"id": None, "properties": {**nothing, "productIdentifier": null.l1c}},
-        {"id": 7, "properties": {**feature(odd)["properties"], "storage": ["tape"], "mgrs": 31}},
+        {
+            "id": 7,
+            "properties": {
+                **feature(odd)["properties"],
+                "storage": ["tape"],
+                "mgrs": 31,
+            },
+        },
         feature(whole),
     ]
     names_of_none = [None, 51, "../../etc/passwd", ".hidden", "a\nb", "a b"]
@@ -774,7 +963,10 @@ def test_single_dry_run_orders_nothing(run, peps):
     assert {f"{peps.url}{request.target}" for request in peps.journal} <= set(shown)
     assert set(names(ORBIT_51)) <= set(shown)
     again = order_each(run, "-n", "-o", "51").out
-    assert (again.count("identifier=MAJA"), again.count(", before\n")) == (0, len(ORBIT_51))
+    assert (again.count("identifier=MAJA"), again.count(", before\n")) == (
+        0,
+        len(ORBIT_51),
+    )
 
 
 def test_quiet_orders_print_nothing(run, peps):

@@ -22,7 +22,11 @@ from peps_maja_process import as_moment
 
 # The same examples in every run, however slow the machine: a failure is a failure, and not chance.
 settings.register_profile(
-    "steady", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "steady",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("steady")
 
@@ -39,22 +43,40 @@ JOBS = {  # by statusLocation, of PyWPS (its third version puts `pywps-` before 
 }  # fmt: skip
 
 
-def rooted(location: str, status: str, *references: str, prefix: str = "wps:", heading: str = "") -> bytes:
+def rooted(
+    location: str,
+    status: str,
+    *references: str,
+    prefix: str = "wps:",
+    heading: str = "",
+) -> bytes:
     """An ExecuteResponse with this element in its status, and these attributes of Reference elements."""
-    name, place = f"{prefix}ExecuteResponse", f'statusLocation="{location.replace("&", "&amp;")}"' if location else ""
+    name, place = (
+        f"{prefix}ExecuteResponse",
+        f'statusLocation="{location.replace("&", "&amp;")}"' if location else "",
+    )
     namespace = f'xmlns{":" * bool(prefix)}{prefix.rstrip(":")}="http://www.opengis.net/wps/1.0.0"'
     others = 'xmlns:ows="http://www.opengis.net/ows/1.1" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    found = "".join(f"<{prefix}Output><{prefix}Reference {reference}/></{prefix}Output>" for reference in references)
+    found = "".join(
+        f"<{prefix}Output><{prefix}Reference {reference}/></{prefix}Output>"
+        for reference in references
+    )
     outputs = f"<{prefix}ProcessOutputs>{found}</{prefix}ProcessOutputs>"
     body = f'<{prefix}Status creationTime="2019-02-01T10:00:00Z">{status}</{prefix}Status>{outputs}'
     return f'{heading}<{name} {namespace} {others} service="WPS" version="1.0.0" {place}>{body}</{name}>'.encode()
 
 
-ACCEPTED = "<wps:ProcessAccepted>PyWPS Process FULL_MAJA accepted, déjà</wps:ProcessAccepted>"
-STARTED = '<wps:ProcessStarted percentCompleted="37">Process running</wps:ProcessStarted>'
+ACCEPTED = (
+    "<wps:ProcessAccepted>PyWPS Process FULL_MAJA accepted, déjà</wps:ProcessAccepted>"
+)
+STARTED = (
+    '<wps:ProcessStarted percentCompleted="37">Process running</wps:ProcessStarted>'
+)
 HEADING = '<?xml version="1.0" encoding="{}"?>\n<!-- PyWPS -->\n'
 PYWPS3 = rooted(NUMBERED, ACCEPTED, heading=HEADING).decode().replace("><", ">\n<")
-OTHER_PREFIX = PYWPS3.replace("\n", "").replace("wps:", "ns0:").replace("xmlns:wps", "xmlns:ns0")
+OTHER_PREFIX = (
+    PYWPS3.replace("\n", "").replace("wps:", "ns0:").replace("xmlns:wps", "xmlns:ns0")
+)
 FORMS = {
     "UTF-8": PYWPS3.format("utf-8").encode(), "BOM": b"\xef\xbb\xbf" + PYWPS3.format("utf-8").encode(),
     "Latin-1": PYWPS3.format("iso-8859-1").encode("iso-8859-1"), "UTF-16": PYWPS3.format("utf-16").encode("utf-16"),
@@ -67,8 +89,17 @@ FORMS = {
 @pytest.mark.parametrize("document", FORMS.values(), ids=FORMS)
 def test_wps_answer_of_any_form(document):
     found = parse_wps(document)
-    assert (found.state, found.job_id, found.status_location) == ("ProcessAccepted", "154901234567", NUMBERED)
-    assert (found.holds_job, found.failed, found.report_url, found.progress) == (True, False, "", "")
+    assert (found.state, found.job_id, found.status_location) == (
+        "ProcessAccepted",
+        "154901234567",
+        NUMBERED,
+    )
+    assert (found.holds_job, found.failed, found.report_url, found.progress) == (
+        True,
+        False,
+        "",
+        "",
+    )
 
 
 REPORT_URL = "https://peps.cnes.fr/wps/outputs/report.json?a=1&b=2"
@@ -84,7 +115,9 @@ REFERENCES = {
 @pytest.mark.parametrize("prefix", ["wps:", ""])
 @pytest.mark.parametrize("location", [*JOBS, ""])
 def test_wps_answer_of_any_server(location, prefix, references):
-    found = parse_wps(rooted(location, f"<{prefix}ProcessSucceeded/>", *references, prefix=prefix))
+    found = parse_wps(
+        rooted(location, f"<{prefix}ProcessSucceeded/>", *references, prefix=prefix)
+    )
     assert (found.state, found.status_location) == ("ProcessSucceeded", location)
     assert (found.job_id, found.holds_job) == (JOBS.get(location, ""), bool(location))
     assert found.report_url == (REPORT_URL if references else "")
@@ -137,7 +170,9 @@ DISTRUSTED = {
     "DTD in UTF-16": "<!DOCTYPE a><a/>".encode("utf-16"),
     "empty DTD": b"<!DOCTYPE x><x/>",
     "too many values": b"<a>" + b"<b/>" * 2_000_000 + b"</a>",
-    "too many attributes": b"<a " + b" ".join(b'a%d=""' % number for number in range(500_000)) + b"/>",
+    "too many attributes": b"<a "
+    + b" ".join(b'a%d=""' % number for number in range(500_000))
+    + b"/>",
 }
 
 
@@ -146,7 +181,9 @@ def test_what_is_no_wps_answer(name):
     """It is refused: for good where it is not to be trusted, else it may be in order next time."""
     with pytest.raises(Unreadable) as refused:
         parse_wps({**UNREADABLE, **DISTRUSTED}[name])
-    assert refused.value.status == (Status.NOT_YET if name in UNREADABLE else Status.FAILED)
+    assert refused.value.status == (
+        Status.NOT_YET if name in UNREADABLE else Status.FAILED
+    )
 
 
 def report(**info):
@@ -184,9 +221,13 @@ def test_unprocessed(value, count, lost):
     assert (found.unprocessed, found.lost) == (count, lost)
 
 
-@pytest.mark.parametrize("value", [[ZIP], [ZIP, ZIP], ZIP, [], [None, ZIP], [{"url": ZIP}]], ids=repr)
+@pytest.mark.parametrize(
+    "value", [[ZIP], [ZIP, ZIP], ZIP, [], [None, ZIP], [{"url": ZIP}]], ids=repr
+)
 def test_results(value):
-    assert parse_report(report(job_status="FINISHED", results=value)).results == ((ZIP,) if value else ())
+    assert parse_report(report(job_status="FINISHED", results=value)).results == (
+        (ZIP,) if value else ()
+    )
 
 
 LOOSE = {
@@ -212,11 +253,27 @@ LOOSE = {
 def test_loose_report_of_a_single_product(document, expected):
     """Without the keys, state word, percentage and .zip URLs count wherever they stand as values."""
     found = parse_report(json.dumps(document).encode())
-    assert (found.state, found.words, found.results, found.unprocessed) == (*expected, 0)
+    assert (found.state, found.words, found.results, found.unprocessed) == (
+        *expected,
+        0,
+    )
 
 
-NO_JSON = [b"", b"<html/>", b"[]", b'{"USER_INFO": {', b'{"a": "\xff\xfe\x80"}', b"[" * 200_000 + b"]" * 200_000]
-NO_REPORTS = [b"null", b'"FINISHED"', b"[1, 2]", b"1" * 5000, b'{"USER_INFO": {"unprocessed": %b}}' % (b"9" * 5000)]
+NO_JSON = [
+    b"",
+    b"<html/>",
+    b"[]",
+    b'{"USER_INFO": {',
+    b'{"a": "\xff\xfe\x80"}',
+    b"[" * 200_000 + b"]" * 200_000,
+]
+NO_REPORTS = [
+    b"null",
+    b'"FINISHED"',
+    b"[1, 2]",
+    b"1" * 5000,
+    b'{"USER_INFO": {"unprocessed": %b}}' % (b"9" * 5000),
+]
 NO_PAGES = [b"{}", b'{"features": null}', b'{"features": {}}']
 
 
@@ -233,7 +290,10 @@ def test_what_is_no_report_and_no_page(parse, document):
 ENDLESS = [f"http://a.org/{number}.zip" for number in range(download.RESULTS_MAX + 1)]
 
 
-@pytest.mark.parametrize("document", [report(job_status="FINISHED", results=ENDLESS), b"[" + b"[]," * 10**6 + b"[]]"])
+@pytest.mark.parametrize(
+    "document",
+    [report(job_status="FINISHED", results=ENDLESS), b"[" + b"[]," * 10**6 + b"[]]"],
+)
 def test_an_endless_report_is_refused(document):
     with pytest.raises(Unreadable) as refused:
         parse_report(document)
@@ -251,11 +311,15 @@ def test_page_tells_whether_there_is_more(properties, more):
 
 
 def test_a_full_page_that_does_not_tell_has_a_next_one():
-    assert common.parse_page(json.dumps({"features": [{}] * common.PAGE_RECORDS}).encode())[1]
+    assert common.parse_page(
+        json.dumps({"features": [{}] * common.PAGE_RECORDS}).encode()
+    )[1]
 
 
 L1C_NAME = "S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_20170704T111010"
-OLD_NAME = "S2A_OPER_PRD_MSIL1C_PDMC_20160712T121910_R051_V20160712T105032_20160712T105032"
+OLD_NAME = (
+    "S2A_OPER_PRD_MSIL1C_PDMC_20160712T121910_R051_V20160712T105032_20160712T105032"
+)
 NAMES = [  # name, mgrs and startDate of the catalogue, the acquisition
     (L1C_NAME, "", "", ("S2A", "31TCJ", "20170704T105621")),
     (f"{L1C_NAME}.SAFE", "", "", ("S2A", "31TCJ", "20170704T105621")),
@@ -284,7 +348,12 @@ NAMES = [  # name, mgrs and startDate of the catalogue, the acquisition
 def test_acquisition_of_a_name(name, tile, start, expected):
     """Platform, tile and time tie an L1C product to its L2A product, in names of all eras."""
     found = acquisition(name, tile, start)
-    assert found == (expected and download.Acquisition(*expected[:2], datetime.strptime(expected[2], "%Y%m%dT%H%M%S")))
+    assert found == (
+        expected
+        and download.Acquisition(
+            *expected[:2], datetime.strptime(expected[2], "%Y%m%dT%H%M%S")
+        )
+    )
 
 
 @pytest.mark.parametrize(("l1c", "l2a", "paired"), [
@@ -294,7 +363,9 @@ def test_acquisition_of_a_name(name, tile, start, expected):
     (L1C_NAME.replace("T31TCJ", "T31TDH"), "2A_20170704-105605-456", False),
     (L1C_NAME.replace("20170704", "20170705"), "2A_20170704-105605-456", False),
 ], ids=["seconds", "minutes", "over midnight", "more than an hour", "platform", "tile", "day"])  # fmt: skip
-@pytest.mark.parametrize("form", ["D_V1-4.zip", "C_V1-0_NOVALD.zip", "D_NOVALD_V4-0.zip"])
+@pytest.mark.parametrize(
+    "form", ["D_V1-4.zip", "C_V1-0_NOVALD.zip", "D_NOVALD_V4-0.zip"]
+)
 def test_pairs_of_an_acquisition(l1c, l2a, paired, form):
     listed = acquisition(l1c)
     url = f"https://a.org/SENTINEL{l2a}_L2A_T31TCJ_{form}?key=a/b"
@@ -322,7 +393,9 @@ NO_ADDRESSES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("url", [*(f"http://a.org/{name}" for name in HOSTILE), *NO_ADDRESSES])
+@pytest.mark.parametrize(
+    "url", [*(f"http://a.org/{name}" for name in HOSTILE), *NO_ADDRESSES]
+)
 def test_name_that_is_refused(url):
     """No separators, no `..`, no hidden name, no control character, nothing that Python would load as a module."""
     with pytest.raises(PepsError) as refused:
@@ -336,7 +409,12 @@ def test_name_that_is_refused(url):
 @example("..%2f..%2fetc%2fpasswd.zip")
 @example("a%ff.zip")
 def test_name_of_any_url_is_harmless(text):
-    for url in (f"http://a.org/{text}", f"http://a.org/{text}.zip", f"http://a.org/{quote(text)}.zip", text):
+    for url in (
+        f"http://a.org/{text}",
+        f"http://a.org/{text}.zip",
+        f"http://a.org/{quote(text)}.zip",
+        text,
+    ):
         with contextlib.suppress(PepsError):
             name = product_name(url)
             assert name not in ("", ".", "..")
@@ -364,7 +442,12 @@ VALUES = st.recursive(
 
 @given(JUNK)
 def test_any_bytes_are_a_value_or_an_expected_error(document):
-    for parse in (parse_wps, lambda document: parse_wps(document, cut=True), parse_report, common.parse_page):
+    for parse in (
+        parse_wps,
+        lambda document: parse_wps(document, cut=True),
+        parse_report,
+        common.parse_page,
+    ):
         with contextlib.suppress(PepsError):
             parse(document)
 
@@ -378,7 +461,10 @@ def test_report_of_any_types_is_a_value(info):
     for document in ({"USER_INFO": info}, info, {"USER_INFO": None, **info}):
         found = parse_report(json.dumps(document).encode())
         assert isinstance(found.state, State)
-        assert all(isinstance(text, str) and "\n" not in text for text in (found.words, *found.results))
+        assert all(
+            isinstance(text, str) and "\n" not in text
+            for text in (found.words, *found.results)
+        )
         assert isinstance(found.unprocessed, int)
         assert found.unprocessed >= len(found.lost)
 
@@ -392,14 +478,26 @@ def test_feature_of_any_types_is_a_product_or_none(feature):
         assert product is None or ("/" not in product.name and product.name)
 
 
-WORD = st.text(st.characters(exclude_characters=" \t\r\n\ufeff", exclude_categories=["Cs"]), min_size=1)
+WORD = st.text(
+    st.characters(exclude_characters=" \t\r\n\ufeff", exclude_categories=["Cs"]),
+    min_size=1,
+)
 
 
-@given(WORD, WORD, WORD, st.sampled_from([" ", "\t", "  ", " \t"]), st.sampled_from(["", "\n", " \r\n", "\t\nmore\n"]))
+@given(
+    WORD,
+    WORD,
+    WORD,
+    st.sampled_from([" ", "\t", "  ", " \t"]),
+    st.sampled_from(["", "\n", " \r\n", "\t\nmore\n"]),
+)
 def test_password_of_any_characters_survives(email, first, last, blanks, ending):
     """Blanks stand between e-mail and password and at the line's end; those within the password belong to it."""
     for password in (first, f"{first}{blanks}{last}"):
-        assert common.parse_account(f"{email}{blanks}{password}{ending}") == (email, password)
+        assert common.parse_account(f"{email}{blanks}{password}{ending}") == (
+            email,
+            password,
+        )
 
 
 @given(st.text())
@@ -407,7 +505,9 @@ def test_any_account_text_is_an_account_or_a_value_error(text):
     with contextlib.suppress(ValueError):
         assert all(common.parse_account(text))
         return
-    with pytest.raises(ValueError, match=r"^must hold e-mail, blank and password on one line$"):
+    with pytest.raises(
+        ValueError, match=r"^must hold e-mail, blank and password on one line$"
+    ):
         common.parse_account(text)
 
 
@@ -436,7 +536,9 @@ MAY_SEE = {
 def test_who_may_see_the_password(server):
     """Over https the server's host and its parent domain, over plain http a loopback server alone."""
     ours, others = MAY_SEE[server]
-    assert [url for url in [*ours, *others] if common.may_carry_password(url, server)] == ours
+    assert [
+        url for url in [*ours, *others] if common.may_carry_password(url, server)
+    ] == ours
 
 
 @pytest.mark.parametrize(("log", "expected"), [
@@ -457,20 +559,35 @@ SPANS = {  # status, Content-Length or Content-Range, bytes that are held
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("code", "header", "offset"), SPANS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    ("code", "header", "offset"), SPANS, ids=lambda value: str(value)[:20]
+)
 def test_body_span(code, header, offset):
     """Where a body begins and how long the product is; None where it does not fit what is held."""
-    headers = {"Content-Length" if code == 200 else "Content-Range": header} if header else {}
+    headers = (
+        {"Content-Length" if code == 200 else "Content-Range": header} if header else {}
+    )
     assert download.body_span(code, headers, offset) == SPANS[code, header, offset]
 
 
-@given(st.sampled_from([200, 206, 416]), st.text("bytes 0123456789-/*", max_size=30), st.integers(0, 10**6))
+@given(
+    st.sampled_from([200, 206, 416]),
+    st.text("bytes 0123456789-/*", max_size=30),
+    st.integers(0, 10**6),
+)
 def test_body_begins_where_it_can_be_written(code, text, offset):
-    span = download.body_span(code, {"Content-Range": text, "Content-Length": text}, offset)
+    span = download.body_span(
+        code, {"Content-Range": text, "Content-Length": text}, offset
+    )
     assert span is None or span[0] in (0, offset)
 
 
-@given(st.dictionaries(st.sampled_from(["product", "tileid", "startDate"]), st.text(st.characters(codec="utf-8"))))
+@given(
+    st.dictionaries(
+        st.sampled_from(["product", "tileid", "startDate"]),
+        st.text(st.characters(codec="utf-8")),
+    )
+)
 def test_inputs_arrive_as_they_were(inputs):
     """`;`, `=` and `&` within a value are the value's, those between the inputs go unencoded."""
     url = common.execute_url("https://peps.cnes.fr", "MAJA", inputs, "status=true")
@@ -480,7 +597,10 @@ def test_inputs_arrive_as_they_were(inputs):
     ]  # fmt: skip
     sent = query.partition("datainputs=")[2].rpartition("&")[0]
     pairs = [pair.split("=") for pair in sent.split(";") if pair]
-    assert {key: parse_qsl(f"v={value}", keep_blank_values=True)[0][1] for key, value in pairs} == inputs
+    assert {
+        key: parse_qsl(f"v={value}", keep_blank_values=True)[0][1]
+        for key, value in pairs
+    } == inputs
 
 
 @pytest.mark.parametrize(("statuses", "expected"), [
@@ -561,9 +681,18 @@ def test_any_text_is_a_value_or_refused(text):
 )  # fmt: skip
 def test_every_tile_of_the_grid_is_a_tile(zone, band, column, row, prefix):
     name = f"{zone:02}{band}{column}{row}"
-    assert common.as_tile(prefix + name) == common.as_tile(prefix + name.lower()) == name
+    assert (
+        common.as_tile(prefix + name) == common.as_tile(prefix + name.lower()) == name
+    )
 
 
-@pytest.mark.parametrize("url", ["https://peps.cnes.fr", "http://127.0.0.1:80/a/b", "https://[::1]:8443"])
+@pytest.mark.parametrize(
+    "url", ["https://peps.cnes.fr", "http://127.0.0.1:80/a/b", "https://[::1]:8443"]
+)
 def test_server_is_kept_without_its_last_slash(url):
-    assert common.server_url(url) == common.server_url(f"{url}/") == common.server_url(f" {url} ") == url
+    assert (
+        common.server_url(url)
+        == common.server_url(f"{url}/")
+        == common.server_url(f" {url} ")
+        == url
+    )
