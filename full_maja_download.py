@@ -2,26 +2,25 @@
 """Ask how FULL_MAJA jobs stand and download the products of those that are finished.
 
 From top to bottom: words, reports (pure parsing), acquisitions, how a product is
-fetched, a job and what is asked of it, one look at all jobs, and the command line.
+fetched, a job and what is asked of it, the follow-up of all jobs, the command line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import re
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import peps_common as common
 from peps_common import (
@@ -43,11 +42,10 @@ from peps_common import (
     host_of,
     http_url,
     in_threads,
-    in_words,
     is_loopback,
+    is_of_domain,
     named_file,
     one_line,
-    parse_json_error,
     parse_wps,
     plural,
     read_body,
@@ -62,67 +60,53 @@ if TYPE_CHECKING:
 ASK_AT_ONCE = 8
 SIZE_PATIENCE_S = 10
 YOUNG_S = 3600  # the age of a log until which a missing status document is "not yet"
-FLUSH_BYTES = 16 * 1024 * 1024
+FLUSH_BYTES = 2**24
+BLOCK_BYTES = 4096  # less free space than that is a full disk
 ZIP_HEAD = b"PK\3\4"
 MARKED_HEADS = (b"PK\7\x08PK\3\4", b"PK00PK\3\4")  # behind a spanning marker
+FINISHED = "finished"
+UNKNOWN = "in an unknown state"
+NO_ANSWER = "without an answer"
 
 
 def human(size: float) -> str:
     """A number of bytes in three digits at most: 612 MB, 1.2 GB."""
-    units = iter(("B", "kB", "MB", "GB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "GB":
-        size, unit = size / 1000, next(units)
-    return (
-        f"{size:.1f} {unit}" if size < 99.95 and unit != "B" else f"{size:.0f} {unit}"
-    )
+    units = ["GB", "MB", "kB", "B"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        units.pop()
+    digits = 1 if size < 99.95 and units[-1] != "B" else 0
+    return f"{size:.{digits}f} {units[-1]}"
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 0.4 s, 41 s, 41 min, 2 h 5 min."""
+    """A time for people: 0.4 s, 41 s, 41 min."""
     if seconds < 9.95:
         return f"{max(seconds, 0.1):.1f} s"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours > 1 else f"{hours * 60 + minutes} min"
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
 
 
-def sums(noun: str, counts: list[tuple[int, str]], dates: int = 0) -> str:
-    """Counts and lost dates in words, without the zeros: 2 jobs finished, 1 waiting."""
-    there = [(count, words) for count, words in counts if count]
-    parts = [f"{count} {words}" for count, words in there]
-    if there:
-        parts[0] = f"{plural(there[0][0], noun)} {there[0][1]}"
+def sums(counts: dict[str, int], noun: str = "", dates: int = 0) -> str:
+    """Counts and lost dates in words, without the zeros: 2 jobs finished, 1 waiting.
+
+    `counts` are numbers by the words behind them; the first has the noun, too.
+    """
+    parts: list[str] = []
+    for words, count in counts.items():
+        things = plural(count, noun) if noun and not parts else str(count)
+        if count:
+            parts.append(f"{things} {words}")
     if dates:
         parts.append(f"{plural(dates, 'date')} lost")
     return ", ".join(parts)
 
 
-# How a job stands, with the exit status that this means.
-STATES = {
-    "waiting": Status.NOT_YET,
-    "running": Status.NOT_YET,
-    "in an unknown state": Status.NOT_YET,
-    "without a report": Status.NOT_YET,
-    "without an answer": Status.NOT_YET,
-    "finished": Status.OK,
-    "failed": Status.FAILED,
-    "canceled": Status.FAILED,
-    "gone": Status.FAILED,
-    "refused": Status.FAILED,
-    "in doubt": Status.FAILED,
-    "without a usable log": Status.USAGE,
-}
-FINISHED = "finished"
-
-
 class Standing(NamedTuple):
     """How a job stands, by its report or status document, or why nobody knows.
 
-    `state` is one of STATES; `words` are its progress, its message or a state that
-    nobody knows; `results` are URLs; `lost` are the names of `unprocessed` dates, as
-    far as they are told.
+    `words` are its progress, or a state that nobody knows; `results` are URLs; `lost`
+    are the names of `unprocessed` dates, as far as they are told; `error` is what it
+    failed of, or why it cannot be asked.
     """
 
     state: str
@@ -132,94 +116,97 @@ class Standing(NamedTuple):
     lost: tuple[str, ...] = ()
     error: PepsError | None = None
 
+    @property
+    def status(self) -> Status:
+        if self.error:
+            return self.error.status
+        return Status.OK if self.state == FINISHED else Status.NOT_YET
 
-REPORT_STATES = {
+
+# What the service calls the states, in a report and in a status document.
+SERVICE_WORDS = {
     "PENDING": "waiting",
-    "STALLED": "running",  # the service's word for it
+    "STALLED": "running",
     "FINISHED": FINISHED,
     "ERROR": "failed",
     "CANCELED": "canceled",
+    "": "waiting",  # a status document without a Status
+    "ProcessAccepted": "waiting",
+    "ProcessPaused": "waiting",
+    "ProcessStarted": "running",
+    "ProcessSucceeded": "a success that names no report",
+    "ProcessFailed": "failed",
+    "ExceptionReport": "failed",
 }
 
 
-def parse_report(document: bytes) -> Standing:
-    """Read a job's JSON report: of a time series, or of a single product.
+def standing_by(word: str, percent: str, message: object, source: Path) -> Standing:
+    """How a job stands by the service's word for it, its progress and its message.
 
-    The latter's state, percentage and .zip URLs may stand anywhere. Raises Unreadable.
+    `source` is the file that has all of the service's words.
+    """
+    state = SERVICE_WORDS.get(word, UNKNOWN)
+    if state in ("failed", "canceled"):
+        said = one_line(message or "the service says no more")
+        return Standing(state, error=PepsError(f"{state}: {said} (see {source})"))
+    if state == UNKNOWN:
+        return Standing(state, word)
+    return Standing(state, f"{percent}%" if percent and state == "running" else "")
+
+
+def parse_report(document: bytes, source: Path) -> Standing:
+    """Read a job's JSON report, kept in a file: of a time series or a single product.
+
+    The latter's state, percentage and .zip URLs may stand anywhere, so they are looked
+    for in the text. Raises Unreadable.
     """
     whole = common.parse_json(document)
     if not isinstance(whole, dict):
         raise Unreadable("a JSON document that is no report")
-    info, values = as_dict(whole.get("USER_INFO")), list(scalars(whole))
-    word = info.get("job_status")
-    if not isinstance(word, str):
-        word = next((value for _, value in values if value in REPORT_STATES), "")
-    state = REPORT_STATES.get(word.strip().upper(), "in an unknown state")
-    words = str(info.get("message") or "")
-    if state == "in an unknown state":
-        words = word
-    if state == "running":
-        loose = [value for key, value in values if key == "percentCompleted"]
-        percent = re.search("[0-9]{1,3}", str([info.get("process"), *loose]))
-        words = f"{percent[0]}%" if percent else ""
-    results = parse_results(info.get("results"), values)
-    return Standing(state, words, results, *parse_unprocessed(info.get("unprocessed")))
-
-
-def scalars(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value in a JSON document that is no object, list or null, with its key."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from scalars(inner, name)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from scalars(inner, key)
-    elif value is not None:
-        yield key, value
-
-
-def parse_results(listed: object, values: list[tuple[str, Any]]) -> tuple[str, ...]:
-    """The result URLs: those listed, else every .zip URL of the report; each once."""
-    found = [str(value) for _, value in scalars(listed)]
-    if listed is None:
-        texts = [str(value) for _, value in values]
-        found = [text for text in texts if re.fullmatch(r"https?://\S+\.zip", text)]
-    return tuple(dict.fromkeys(found))
+    info = as_dict(whole.get("USER_INFO"))
+    text = common.as_text(document).replace(r"\/", "/")
+    loose = re.search('"(PENDING|STALLED|FINISHED|ERROR|CANCELED)"(?!\\s*:)', text)
+    word = info.get("job_status") or (loose[1] if loose else "not told")
+    percent = re.search(r'"(?:process|percentCompleted)"\s*:\s*"?([0-9]{1,3})', text)
+    done = percent[1] if percent else ""
+    standing = standing_by(str(word), done, info.get("message"), source)
+    urls = info.get("results")
+    if urls is None:
+        urls = re.findall(r'"(https?://[^"\s]+\.zip)"', text)
+    elif not isinstance(urls, list):
+        urls = [urls]
+    results = tuple(dict.fromkeys(str(url) for url in urls if url))
+    unprocessed, lost = parse_unprocessed(info.get("unprocessed"))
+    return standing._replace(results=results, unprocessed=unprocessed, lost=lost)
 
 
 def parse_unprocessed(value: object) -> tuple[int, tuple[str, ...]]:
     """How many dates were lost, and the names of those that the report names."""
-    if isinstance(value, (list, dict)):
-        names = tuple(str(name) for _, name in scalars(value))
-        return len(names), names
-    number = re.fullmatch(r"([0-9]{1,6})(\.0*)?", str(value).strip())
-    return int(number[1]) if number else 0, ()
+    if isinstance(value, list):
+        return len(value), tuple(map(str, value))
+    number = re.match("[0-9]{1,6}", str(value).strip())
+    return int(number[0]) if number else 0, ()
 
 
-def standing_of(answer: WpsAnswer) -> Standing:
-    """What a status document says that names no report."""
-    if answer.failed:
-        return Standing("failed", answer.message)
-    if answer.state == "ProcessSucceeded":
-        return Standing("without a report")
-    if answer.state == "ProcessStarted":
-        percent = answer.progress.rstrip("% ")
-        return Standing("running", f"{percent}%" if percent else "")
-    if answer.state in ("ProcessAccepted", "ProcessPaused", ""):
-        return Standing("waiting")
-    return Standing("in an unknown state", answer.state)
+def standing_of(answer: WpsAnswer, source: Path) -> Standing:
+    """What a status document, kept in a file, says that names no report."""
+    percent = answer.progress.rstrip("% ")
+    return standing_by(answer.state, percent, answer.message, source)
 
 
 def standing_of_error(err: PepsError, known: Standing) -> Standing:
     """What is known of a job that cannot be read or asked: what the disk knew of it."""
-    kinds = {
-        NotYet: "without an answer",
-        UsageError: "without a usable log",
-        Gone: "gone",
-        OrderInDoubt: "in doubt",
+    states = {
+        Status.NOT_YET: NO_ANSWER,
+        Status.USAGE: "without a usable log",
+        Status.FAILED: "refused",
     }
-    states = [kinds[kind] for kind in kinds if isinstance(err, kind)]
-    return known._replace(state=[*states, "refused"][0], words=str(err), error=err)
+    state = states[err.status]
+    if isinstance(err, Gone):
+        state = "gone"
+    if isinstance(err, OrderInDoubt):
+        state = "in doubt"
+    return known._replace(state=state, error=err)
 
 
 class Acquisition(NamedTuple):
@@ -232,58 +219,48 @@ class Acquisition(NamedTuple):
     tile: str
     time: datetime
 
+    def is_near(self, other: Acquisition) -> bool:
+        """Whether both are one: by one platform, of one tile, within an hour."""
+        near = abs(self.time - other.time) <= timedelta(hours=1)
+        return near and self[:2] == other[:2]
 
-def acquisition(name: str, tile: str = "", start: str = "") -> Acquisition | None:
-    """The acquisition of an L1C or L2A product.
 
-    `tile` and `start` (ISO 8601) are for names that say neither. Forms of names:
-    `S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_...`; until 2016
-    `S2A_OPER_PRD_MSIL1C_PDMC_..._V20160712T105032_...`, without a tile;
-    `SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4`.
+# The names' forms: `S2A_MSIL1C_20170704T105621_N0205_R051_T31TCJ_...`; until 2016
+# `S2A_OPER_PRD_MSIL1C_PDMC_..._V20160712T105032_...`, without a tile;
+# `SENTINEL2A_20170704-105605-456_L2A_T31TCJ_D_V1-4`.
+NAME = re.compile(
+    r"S(?:ENTINEL)?(2[A-Z])_(?:MSIL1C_|OPER_\w+_V)?([0-9]{8})[T-]([0-9]{6})"
+    r"(?:\S*_T([0-9]{2}[A-Z]{3})(?![A-Z0-9]))?"
+)
+
+
+def acquisition(text: str, tile: str = "") -> Acquisition | None:
+    """The acquisition of the L1C or L2A product that a name or a URL names.
+
+    `tile` is for names that say none.
     """
-    platform = re.match(r"(?:SENTINEL|S)(2[A-Z])_", name)
-    marks = r"(?:MSIL1C_|_V|SENTINEL2[A-Z]_)([0-9]{8})[T-]([0-9]{6})"
-    digits = re.search(marks, name)
-    taken = "".join(digits.groups()) if digits else re.sub("[^0-9]", "", start[:19])
-    square = re.search(r"_T([0-9]{2}[A-Z]{3})(?=[_.]|$)", name)
-    square = square or re.fullmatch(r"T?([0-9]{2}[A-Z]{3})", tile)
+    found = NAME.search(text)
     with contextlib.suppress(ValueError):
-        moment = datetime.strptime(taken, "%Y%m%d%H%M%S")
-        if platform and square:
-            return Acquisition(f"S{platform[1]}", square[1], moment)
+        if found and (found[4] or tile):
+            time_taken = datetime.strptime(found[2] + found[3], "%Y%m%d%H%M%S")
+            return Acquisition(f"S{found[1]}", found[4] or tile[-5:], time_taken)
     return None
 
 
-def read_expected(path: Path) -> list[Acquisition | None]:
-    """The acquisitions of a saved catalogue answer, None for what does not tell it.
-
-    Raises UsageError.
-    """
+def read_expected(path: Path) -> list[Acquisition]:
+    """The acquisitions of a saved catalogue answer; raises UsageError."""
     advice = "give the list of full_maja_process --json"
     try:
         with named_file(path, advice):
             features, _ = common.parse_page(path.read_bytes())
     except Unreadable as err:
         raise UsageError(f"{path} is {err}; {advice}") from err
-    found = [one for one in map(L1C.from_feature, features) if one]
-    return [acquisition(one.name, one.tile, one.start) for one in found]
-
-
-def missing_acquisitions(
-    expected: Iterable[Acquisition], results: Iterable[str]
-) -> list[Acquisition]:
-    """The expected acquisitions with neither a product nor a too cloudy one.
-
-    `results` are names. They are of one acquisition if platform and tile are the same
-    and their times at most an hour apart.
-    """
-    there = [one for one in map(acquisition, results) if one]
-
-    def is_missing(one: Acquisition) -> bool:
-        near = [seen.time for seen in there if seen[:2] == one[:2]]
-        return all(abs((one.time - time).total_seconds()) > 3600 for time in near)
-
-    return sorted(filter(is_missing, set(expected)), key=lambda one: one.time)
+    products = [one for one in map(L1C.from_feature, features) if one]
+    listed = [acquisition(one.name, one.tile) for one in products]
+    if None in listed:
+        entries = plural(listed.count(None), "product")
+        console.warn(f"{entries} of the list cannot be compared: no tile is told")
+    return sorted({one for one in listed if one})
 
 
 class NotAProduct(PepsError):
@@ -291,13 +268,16 @@ class NotAProduct(PepsError):
 
 
 class Product:
-    """A result to be fetched, and what one look knows of it."""
+    """A result to be fetched, and what the run knows of it."""
 
     def __init__(self, url: str, path: Path):
         self.url, self.path = url, path
+        self.part = path.with_name(f"{path.name}.part")  # where it grows
         self.is_zip = path.suffix == ".zip"
         self.size = 0  # in bytes; 0 where the server does not tell
         self.there = False
+        self.took = 0.0  # seconds to fetch it, 0 if this run did not
+        self.damaged: bool | None = None  # None where --check did not read it
         self.error: PepsError | None = None
 
     @property
@@ -313,10 +293,9 @@ class Product:
 
     @property
     def held(self) -> int:
-        """The bytes that are on disk, under either name."""
-        for file in (part_path(self.path), self.path):
-            with contextlib.suppress(OSError):
-                return file.stat().st_size
+        """The bytes that are on disk of it, or of its part."""
+        with contextlib.suppress(OSError):
+            return (self.path if self.there else self.part).stat().st_size
         return 0
 
     @property
@@ -331,7 +310,7 @@ def product_name(url: str) -> str:
     It is one visible path component, and nothing that Python would import.
     """
     name = unquote(urlsplit(http_url(url)).path.rpartition("/")[2])
-    loaded = re.search(r"\.(part|py[cdow]?|pth|so|dll)$", name, re.IGNORECASE)
+    loaded = re.search(r"(?i)\.(part|py[cdow]?|pth|so|dll)$", name)
     if loaded or not common.is_file_name(name):
         raise PepsError(
             f"the result '{one_line(url)}' is refused: no address of a plain file name"
@@ -348,25 +327,19 @@ def require_not_here(url: str, document_url: str) -> None:
         )
 
 
-def part_path(path: Path) -> Path:
-    """Where a product grows."""
-    return path.with_name(f"{path.name}.part")
-
-
 @contextlib.contextmanager
-def part_file(path: Path) -> Iterator[BinaryIO]:
-    """Open `<path>.part` to append to it, locked for this process however it ends.
+def part_file(part: Path) -> Iterator[BinaryIO]:
+    """Open a part to append to it, locked for this process however it ends.
 
     An empty one is removed. Raises NotYet if another run has it, OSError.
     """
-    part = part_path(path)
     require_plain(part)
     if part.is_symlink():
         raise OSError(errno.ELOOP, "is a link, which is not followed", str(part))
-    with open(part, "ab", buffering=0) as file:
+    with open(part, "ab") as file:
         # The other run may have renamed it while this one was opening it.
         if not lock(file) or not is_same(file, part):
-            raise NotYet(f"another run is at work in {path.parent}")
+            raise NotYet(f"another run is at work in {part.parent}")
         try:
             yield file
         finally:
@@ -379,7 +352,7 @@ def lock(file: BinaryIO) -> bool:
     """Lock an open file for this process; False if another one has it."""
     try:
         if sys.platform == "win32":
-            raise OSError("there are no such locks")
+            raise OSError
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -399,7 +372,8 @@ def is_same(file: BinaryIO, path: Path) -> bool:
 
 
 def size_of(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
+    """The bytes of a file; all that was written is handed to the system."""
+    return file.seek(0, os.SEEK_END)
 
 
 def free_space(folder: Path) -> float:
@@ -419,13 +393,14 @@ def is_there(product: Product, every_byte: bool) -> bool:
     require_plain(product.path)
     if not product.path.exists():
         return product.is_zip and product.path.with_suffix("").is_dir()
-    return not product.is_zip or zip_problem(product.path, every_byte) is None
+    return not product.is_zip or not zip_problem(product.path, every_byte)
 
 
-def zip_problem(path: Path, every_byte: bool) -> str | None:
-    """What is wrong with a zip, None if nothing; `every_byte` compares the CRCs, too.
+def zip_problem(path: Path, every_byte: bool) -> str:
+    """What is wrong with a zip, nothing if it is whole.
 
-    Raises OSError: what the system does not let us read is no damage.
+    `every_byte` compares the CRCs, too. Raises OSError: what the system does not let us
+    read is no damage.
     """
     import zipfile
 
@@ -439,103 +414,74 @@ def zip_problem(path: Path, every_byte: bool) -> str | None:
                 if min(offsets, default=-1) != begins:
                     return "its directory does not fit it"
                 damaged = archive.testzip() if every_byte else None
-                return f"{one_line(damaged)} is damaged" if damaged else None
-        except OSError as err:
-            if err.errno not in (None, errno.EINVAL):  # a seek to nowhere is damage
-                raise
-            return one_line(err)
+                return f"{one_line(damaged)} is damaged" if damaged else ""
         except Exception as err:  # each compression has errors of its own
+            cause = err.__context__ or err  # zipfile has its own words for both
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+                raise cause from err  # EINVAL is a seek to nowhere
             return one_line(err) or type(err).__name__
-
-
-def body_span(code: int, headers: Any, offset: int) -> tuple[int, int | None] | None:
-    """Where an answer's body begins and how long the product is, in bytes.
-
-    None where it is not what was asked for: the product from `offset` on.
-    """
-    if code == 200:
-        length = re.fullmatch("[0-9]{1,18}", headers.get("Content-Length", ""))
-        return 0, int(length[0]) if length else None
-    pattern = r"bytes (?:([0-9]{1,18})-[0-9]+|\*)/([0-9]{1,18}|\*)"
-    found = re.fullmatch(pattern, headers.get("Content-Range", ""))
-    if not found or code not in (206, 416):
-        return None
-    total = None if found[2] == "*" else int(found[2])
-    first = total if code == 416 else int(found[1] or -1)
-    # 416 with this total: nothing is left to come (RFC 9110, 15.5.17).
-    return (offset, total) if first == offset else None
 
 
 def append(service: Service, product: Product, part: BinaryIO, offset: int) -> None:
     """Ask for a product from a byte on, and write what comes to its place in the part.
 
-    A server that does not give that is asked for all of it. Raises CutOff if it is not
-    whole then, NotAProduct, PepsError.
+    A server that does not give that is asked for all of it. Raises CutOff, NotAProduct,
+    PepsError.
     """
     headers = {"Range": f"bytes={offset}-"} if offset else {}
     with service.open(service.products, product.url, **headers) as response:
-        span = body_span(response.status_code, response.headers, offset)
-        if span:
-            start, total = span
-            if response.status_code != 416:
-                take(service, response, product, part, start)
-            if total not in (None, size_of(part)):
+        code, span = response.status_code, response.headers.get("Content-Range", "")
+        body = common.chunks(response, response.raw.read)
+        if code == 200:
+            head = next(body, b"")
+            require_product(service, response, product, head)
+            part.truncate(0)
+            part.write(head)
+            write(part, body)
+            return
+        if code == 206 and span.startswith(f"bytes {offset}-"):
+            write(part, body)
+            if not span.endswith((f"/{size_of(part)}", "/*")):
                 raise CutOff(f"{host_of(response.url)} breaks off")
             return
+        if code == 416 and span == f"bytes */{offset}":
+            return  # nothing is left to come (RFC 9110, 15.5.17)
         if not offset:
-            document = read_body(response, common.DOCUMENT_MAX_BYTES, bytearray())
-            raise service.refusal(response, "product", document)
+            raise service.refusal(response, "product", read_body(response, bytearray()))
     append(service, product, part, 0)
 
 
-def take(
-    service: Service, response: Response, product: Product, part: BinaryIO, start: int
+def write(file: BinaryIO, body: Iterator[bytes]) -> None:
+    """Append a body to a file, and let the disk begin with it on the way.
+
+    So little is left for the end. Raises CutOff, OSError.
+    """
+    flushed = size_of(file)
+    for chunk in body:
+        file.write(chunk)
+        if sys.platform == "linux" and file.tell() - flushed >= FLUSH_BYTES:
+            flushed = file.tell()
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def require_product(
+    service: Service, response: Response, product: Product, head: bytes
 ) -> None:
-    """Write a body to its place in the part; raises CutOff, NotAProduct, PepsError."""
-    body = common.chunks(response, response.raw.read)
-    head = next(body, b"")
-    if start == 0:
-        if parse_json_error(head):
-            raise service.refusal(response, "product", head)
-        require_product(response, product, head)
-        part.truncate(0)
-    flushed = size_of(part)
-    for chunk in itertools.chain([head], body):
-        write(part, chunk)
-        if size_of(part) - flushed >= FLUSH_BYTES:
-            flushed = size_of(part)
-            start_flush(part)
-
-
-def require_product(response: Response, product: Product, head: bytes) -> None:
-    """Raise NotAProduct if the first bytes of an answer are not those of a product."""
+    """Raise PepsError if the first bytes of an answer are not those of a product."""
+    if common.parse_json_error(head):
+        raise service.refusal(response, "product", head)
     page = head.lstrip()[:5].lower() in (b"<!doc", b"<html")
-    right = bool(head) and (not page or product.path.suffix in (".html", ".htm"))
+    right = not page or product.path.suffix in (".html", ".htm")
     if product.is_zip:
-        right = head.startswith((ZIP_HEAD, *MARKED_HEADS))
-    if right:
+        right = head.startswith((ZIP_HEAD, *MARKED_HEADS)) or ZIP_HEAD.startswith(head)
+    if head and right:
         return
     kind = one_line(response.headers.get("Content-Type", "no type"), 60)
-    what = f"a page, or something else that is no product ({kind})"
+    what = f"a page, an error or an empty answer ({kind}) instead of a product"
     if head.startswith(b"\x1f\x8b"):
         what = "the product compressed (gzip), which nobody asked for"
-    if not head:
-        what = "an empty answer"
     raise NotAProduct(f"{host_of(response.url)} sent {what}; tell the service")
-
-
-def write(file: BinaryIO, chunk: bytes) -> None:
-    """Write all of a chunk to an unbuffered file: a nearly full disk takes a part."""
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) :]
-
-
-def start_flush(file: BinaryIO) -> None:
-    """Let the disk begin with what was written, so that little is left for the end."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def receive(
@@ -546,7 +492,8 @@ def receive(
     What comes in pieces is read through. Raises CutOff after five tries without
     progress, NotAProduct, PepsError.
     """
-    furthest, tries, pieces = size_of(part), 0, size_of(part) > 0
+    furthest, tries = size_of(part), 0
+    pieces = furthest > 0
     while True:
         try:
             append(service, product, part, size_of(part) if product.is_zip else 0)
@@ -557,14 +504,12 @@ def receive(
                 raise
             furthest, pieces = max(furthest, size_of(part)), True
             time.sleep(common.BACKOFF_S * tries)
-    if product.is_zip:
-        problem = zip_problem(Path(part.name), every_byte or pieces)
-        if problem:
-            part.truncate(0)
-            host = host_of(product.url)
-            raise NotAProduct(
-                f"{host} sent a damaged zip ({problem}); tell the service"
-            )
+    part.flush()
+    problem = product.is_zip and zip_problem(product.part, every_byte or pieces)
+    if problem:
+        part.truncate(0)
+        host = host_of(product.url)
+        raise NotAProduct(f"{host} sent a damaged zip ({problem}); tell the service")
 
 
 def fetch(service: Service, product: Product, every_byte: bool) -> float:
@@ -574,7 +519,9 @@ def fetch(service: Service, product: Product, every_byte: bool) -> float:
     PepsError, OSError.
     """
     began = time.monotonic()
-    with part_file(product.path) as part:
+    if free_space(product.path.parent) < BLOCK_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with part_file(product.part) as part:
         if is_there(product, every_byte):
             return 0
         try:
@@ -587,12 +534,12 @@ def fetch(service: Service, product: Product, every_byte: bool) -> float:
         common.make_durable(part)
         if os.name == "nt":  # where an open file cannot be renamed
             part.close()
-        os.replace(part.name, product.path)
+        os.replace(product.part, product.path)
     return time.monotonic() - began
 
 
 class Job:
-    """A job in one look: its files, and how it stands as far as the look knows.
+    """A job, its files, and how it stands as far as the last look knows.
 
     `name` is for people, `again` says how to order it again.
     """
@@ -603,8 +550,7 @@ class Job:
         self.name, self.log, self.again = name, log, again
         self.status_file, self.report_file = status_file, report_file
         self.answer = WpsAnswer()
-        self.known = self.standing = Standing("without an answer")
-        self.source = report_file  # of how it stands
+        self.known = self.standing = Standing(NO_ANSWER)
         self.products: list[Product] = []
         self.cloudy: list[str] = []  # names
         self.refused: list[PepsError] = []
@@ -613,20 +559,18 @@ class Job:
     def is_open(self) -> bool:
         """Whether there is something to ask: not if all of a finished job is here."""
         done = bool(self.products) and all(one.there for one in self.products)
-        return self.answer.holds_job and not done
+        return not done and not self.standing.error
 
     @property
     def has_ended_now(self) -> bool:
         """Whether it has come to an end that the disk did not know."""
-        waits = STATES[self.standing.state] == Status.NOT_YET
-        return not waits and self.known.state != FINISHED
+        ended = self.standing.status != Status.NOT_YET
+        return ended and self.known.state != FINISHED
 
     @property
-    def statuses(self) -> list[Status]:
-        """The exit statuses that the job, its results and its products mean."""
-        refused = [err.status for err in self.refused]
-        products = [product.status for product in self.products]
-        return [STATES[self.standing.state], *refused, *products]
+    def missing(self) -> list[Product]:
+        """The products that are still to be fetched."""
+        return [one for one in self.products if one.status == Status.NOT_YET]
 
     def read(self) -> None:
         """Learn what the disk knows of the job."""
@@ -647,8 +591,8 @@ def read_answer(job: Job) -> WpsAnswer:
             "with spaces between them)"
         )
     if answer.failed:
-        words = f"a refused order ({one_line(answer.message)})"
-        raise UsageError(f"{job.log} is {words}; {job.again}")
+        reason = one_line(answer.message)
+        raise UsageError(f"{job.log} is a refused order ({reason}); {job.again}")
     if not http_url(answer.status_location, "http://server/") or not answer.holds_job:
         raise UsageError(f"{job.log} names no statusLocation to ask; {job.again}")
     return answer
@@ -658,10 +602,10 @@ def read_report(job: Job) -> Standing:
     """A finished report on disk, if it is this job's; else that nothing is known."""
     with contextlib.suppress(OSError, PepsError):
         require_plain(job.report_file)
-        report = parse_report(job.report_file.read_bytes())
+        report = parse_report(job.report_file.read_bytes(), job.report_file)
         if report.state == FINISHED and not has_others_status(job):
             return report
-    return Standing("without an answer")
+    return Standing(NO_ANSWER)
 
 
 def has_others_status(job: Job) -> bool:
@@ -674,50 +618,60 @@ def has_others_status(job: Job) -> bool:
 
 
 class Asked(NamedTuple):
-    """What asking for a job brought: its documents, to be kept, and how it stands.
+    """How a job stands, and the documents that tell it, by the files to keep them in.
 
     `stale` says why the service did not refresh the report, if it did not.
     """
 
-    status_document: bytes
-    report: bytes
     standing: Standing
+    documents: dict[Path, bytes]
     stale: str = ""
 
 
 def ask(service: Service, job: Job) -> Asked:
     """Ask the service how a job stands; raises PepsError."""
     location = http_url(job.answer.status_location, f"{service.base}/")
+    documents = {}
+    documents[job.status_file], answer = ask_status(service, job, location)
+    if answer.failed:
+        return Asked(standing_of(answer, job.status_file), documents)
+    stale = refresh(service, location, job.answer.job_id)
+    if not answer.report_url:  # the service may name it only now
+        documents[job.status_file], answer = ask_status(service, job, location)
+    if not answer.report_url:
+        return Asked(standing_of(answer, job.status_file), documents, stale)
     try:
-        document, found = service.read(location, "status document", parse_wps)
+        found = ask_report(service, job, answer.report_url, location)
+        documents[job.report_file], standing = found
+    except PepsError as err:
+        standing = standing_of_error(err, job.known)
+    return Asked(standing, documents, stale)
+
+
+def ask_status(service: Service, job: Job, location: str) -> tuple[bytes, WpsAnswer]:
+    """A job's status document, and what it says; raises PepsError."""
+    try:
+        document, answer = service.read(location, "status document", parse_wps)
     except Gone as err:
         if time.time() - job.log.stat().st_mtime < YOUNG_S:
             raise NotYet(f"{err}, yet") from err
         raise Gone(f"{err}: it keeps no job for ever; {job.again}") from err
-    if found.failed and found.code == 503:
-        raise NotYet(f"{host_of(location)} is busy: {one_line(found.message)}")
-    if found.failed:
-        return Asked(document, b"", standing_of(found))
-    stale = refresh(service, location, job.answer.job_id)
-    if not found.report_url:  # the service may name it only now
-        document, found = service.read(location, "status document", parse_wps)
-    if not found.report_url:
-        return Asked(document, b"", standing_of(found), stale)
-    try:
-        report, standing = read_linked(service, found.report_url, location)
-    except PepsError as err:
-        return Asked(document, b"", standing_of_error(err, job.known), stale)
-    return Asked(document, report, standing, stale)
+    if answer.failed and answer.code == 503:
+        raise NotYet(f"{host_of(location)} is busy: {one_line(answer.message)}")
+    return document, answer
 
 
-def read_linked(service: Service, link: str, location: str) -> tuple[bytes, Standing]:
-    """The report that a status document names; raises PepsError."""
+def ask_report(
+    service: Service, job: Job, link: str, location: str
+) -> tuple[bytes, Standing]:
+    """The report that a status document names, and what it says; raises PepsError."""
     url = http_url(link, location)
     if not url:
         raise PepsError(f"its report's address '{one_line(link)}' is refused")
     require_not_here(url, location)
+    parse = partial(parse_report, source=job.report_file)
     try:
-        return service.read(url, "report", parse_report)
+        return service.read(url, "report", parse)
     except Gone as err:
         raise NotYet(f"{err}, yet") from err
 
@@ -727,79 +681,85 @@ def refresh(service: Service, location: str, job_id: str) -> str:
 
     A server of another domain than the job's does not know it, and is not asked.
     """
-    if not common.is_of_domain(location, service.base):
+    if not is_of_domain(location, service.base):
         return ""
+    inputs = f"wps_id={quote(job_id, safe='')}"
     flags = "status=false&storeExecuteResponse=false"
-    inputs: dict[str, object] = {"wps_id": job_id}
     url = common.execute_url(service.base, "PROCESSING_STATUS", inputs, flags)
     try:
         with service.ask(service.wishes, url) as response:
-            read_body(response, common.DOCUMENT_MAX_BYTES, bytearray())
+            document = read_body(response, bytearray())
     except PepsError as err:
         return str(err)
-    code = response.status_code
-    return "" if code == 200 else f"{host_of(url)} answers {code}"
+    code, words = common.meaning(response.status_code, document)
+    return "" if code == 200 else f"{host_of(url)} answers {code}{words}"
 
 
-def keep(job: Job, asked: Asked) -> None:
+def keep(job: Job, documents: dict[Path, bytes]) -> None:
     """Write a job's documents beside its log; a warning where that cannot be done."""
     try:
         if has_others_status(job):
             job.report_file.unlink(missing_ok=True)
-        write_whole(job.status_file, asked.status_document)
-        if asked.report:
-            write_whole(job.report_file, asked.report)
+        for file, document in documents.items():
+            write_whole(file, document)
     except OSError as err:
-        console.warn(f"{job.name}: its state cannot be kept: {in_words(err)}")
+        words = common.in_words(err)
+        console.warn(f"{job.name}: its state cannot be kept: {words}")
 
 
-class Tally:
-    """What a run remembers from look to look: what was brought, and what was said."""
-
-    def __init__(self) -> None:
-        self.brought: dict[Path, int] = {}  # bytes of each product downloaded
-        self.seconds = 0.0
-        self.read_through: set[Path] = set()
-        self.damaged: set[Path] = set()
-        self.told: dict[str, str] = {}
-
-    def is_new(self, name: str, words: str) -> bool:
-        """Whether something else was told last of this; from now on it was told."""
-        before = self.told.get(name)
-        self.told[name] = words
-        return before != words
+def size_at(service: Service, product: Product) -> int:
+    """A product's bytes as a HEAD request tells them, else 0; raises PepsError."""
+    with service.ask(service.wishes, product.url, "HEAD") as response:
+        length = response.headers.get("Content-Length", "")
+    known = response.status_code == 200 and re.fullmatch("[0-9]{1,15}", length)
+    return int(length) if known else 0
 
 
-class Look:
-    """One look at all jobs: at the disk, at the service, and the downloads.
+class FollowUp:
+    """The jobs of a run, and what it remembers of them from look to look.
 
     `args` are the options of a download script; `single` is whether the jobs are of
     single products, whose NOVALD zips are fetched where the service has them.
     """
 
-    def __init__(self, jobs: list[Job], args: Any, tally: Tally, single: bool):
-        self.jobs, self.args, self.tally, self.single = jobs, args, tally, single
+    def __init__(self, args: Any, single: bool):
+        self.args, self.single = args, single
+        self.service: Service | None = None  # from the first question on
+        self.jobs: list[Job] = []
         self.products: dict[Path, Product] = {}  # of all jobs, each once
+        self.seconds = 0.0  # of downloading
+        self.told: dict[str, str] = {}  # what was said last, by what it was about
 
-    def run(self, token: str) -> None:
-        for job in self.jobs:
+    @property
+    def statuses(self) -> list[Status]:
+        """The exit statuses that the jobs, their results and products mean."""
+        refused = [err.status for job in self.jobs for err in job.refused]
+        products = [one.status for job in self.jobs for one in job.products]
+        return [job.standing.status for job in self.jobs] + refused + products
+
+    def look(self, jobs: list[Job], token: str) -> None:
+        """Look at the disk and the service once, and fetch what has finished."""
+        self.jobs = jobs
+        for job in jobs:
             job.read()
         self.take_results()
-        jobs = [job for job in self.jobs if job.is_open]
-        if not jobs:
+        todo = [job for job in jobs if job.is_open]
+        if not todo:
             self.tell()
             return
-        service = Service(self.args.server, token)
-        self.ask(service, jobs)
+        self.service = self.service or Service(self.args.server, token)
+        self.service.begin_look()
+        self.ask(self.service, todo)
         self.take_results()
-        products = self.missing()
-        self.measure(service, products)
+        finished = [job for job in jobs if job.standing.state == FINISHED]
+        products = list(dict.fromkeys(one for job in finished for one in job.missing))
+        self.measure(self.service, products)
         self.tell()
         if self.args.dry_run:
             for product in products:
                 console.say(f"to fetch: {product.path.name}")
         else:
-            self.fetch(service, products)
+            self.fetch(self.service, products)
 
     def take_results(self) -> None:
         """Sort what the jobs brought, and find out what is on disk."""
@@ -826,22 +786,13 @@ class Look:
             raise PepsError(
                 f"the result '{one_line(url)}' is refused: another one has that name"
             )
-        product.url = url
+        product.url, product.error = url, None
         job.products.append(product)
-
-    def missing(self) -> list[Product]:
-        """What is to be fetched of the jobs that have finished, each once."""
-        finished = [job for job in self.jobs if job.standing.state == FINISHED]
-        found = dict.fromkeys(one for job in finished for one in job.products)
-        return [one for one in found if one.status == Status.NOT_YET]
 
     def look_on_disk(self) -> None:
         """Find out which products are there, also those that another run was at."""
-        read_through, check = self.tally.read_through, self.args.check
-
-        def work(product: Product) -> bool:
-            return is_there(product, check and product.path not in read_through)
-
+        check = self.args.check
+        work = partial(is_there, every_byte=check)
         todo = [one for one in self.products.values() if one.status == Status.NOT_YET]
         for product, there in in_threads(work, todo, self.args.jobs):
             if isinstance(there, PepsError):
@@ -849,62 +800,59 @@ class Look:
                 continue
             product.there = there
             if check and product.is_zip and product.path.is_file():
-                read_through.add(product.path)
-                if not there:
-                    self.tally.damaged.add(product.path)
+                product.damaged = not there
 
     def ask(self, service: Service, jobs: list[Job]) -> None:
         """Ask how jobs stand, and keep what the service says."""
-        work = partial(ask, service)
-        for job in jobs:
+        stale = []
+        for job, asked in in_threads(
+            partial(ask, service), jobs, ASK_AT_ONCE, common.PATIENCE_S
+        ):
             place = http_url(job.answer.status_location, f"{service.base}/")
-            if not common.is_of_domain(place, service.base):
+            if not is_of_domain(place, service.base):
                 words = (
                     f"its job is at {host_of(place)}, not at {host_of(service.base)}"
                 )
-                remedy = "name its own server with --server"
-                console.warn(f"{job.name}: {words}; {remedy}", also_quiet=True)
-        for job, asked in in_threads(work, jobs, ASK_AT_ONCE, common.PATIENCE_S):
+                stale.append((job.name, f"{words}; name its own server with --server"))
             if isinstance(asked, PepsError):
                 job.standing = standing_of_error(asked, job.known)
                 continue
-            keep(job, asked)
             job.standing = asked.standing
-            job.source = job.report_file if asked.report else job.status_file
+            keep(job, asked.documents)
             if asked.stale and job.standing.state != FINISHED:
-                words = f"its report was not refreshed, and may be old: {asked.stale}"
-                console.warn(f"{job.name}: {words}", also_quiet=True)
+                stale.append((job.name, f"its report was not refreshed: {asked.stale}"))
+        common.warn_each("job", stale)
 
     def measure(self, service: Service, products: list[Product]) -> None:
         """Ask for the sizes of products, a wish; the first in vain is the last."""
-
-        def work(product: Product) -> int | None:
-            with service.ask(service.wishes, product.url, "HEAD") as response:
-                span = body_span(response.status_code, response.headers, 0)
-            return span[1] if span else None
-
-        jobs = self.args.jobs
+        work, jobs = partial(size_at, service), self.args.jobs
         for product, size in in_threads(work, products, jobs, SIZE_PATIENCE_S):
-            if not isinstance(size, int):
+            if isinstance(size, PepsError) or not size:
                 break
             product.size = size
+
+    def is_new(self, name: str, words: str) -> bool:
+        """Whether something else was told last of this; from now on it was told."""
+        before = self.told.get(name)
+        self.told[name] = words
+        return before != words
 
     def tell(self) -> None:
         """Say how jobs stand, as far as that is new."""
         failures = []
         for job in self.jobs:
-            state, error, line = job.standing.state, job.standing.error, describe(job)
-            if not self.tally.is_new(job.name, line):
+            standing, line = job.standing, describe(job)
+            if not self.is_new(job.name, f"{line}{standing.error}"):
                 continue
-            if state == FINISHED:
+            if standing.error:
+                failures.append((job.name, standing.error))
+            elif standing.state == FINISHED:
                 tell_finished(job, line)
-            elif error or STATES[state] == Status.FAILED:
-                failures.append((job.name, error or PepsError(line)))
-            elif state == "in an unknown state":
-                console.warn(f"{job.name}: {line}", also_quiet=True)
+            elif standing.state == UNKNOWN:
+                console.warn(f"{job.name}: {line}, nobody knows it", also_quiet=True)
             else:
-                if job.standing.words and self.tally.is_new("", "optimistic"):
-                    line = f"{line} (the service's count, which is optimistic)"
+                if standing.words and self.is_new("", "optimistic"):
+                    line += " (the service's count, which is optimistic)"
                 later = f"; {console.later()}" if console.due else ""
                 console.say(f"{job.name}: {line}{later}")
         say_failures("job", failures)
@@ -913,68 +861,67 @@ class Look:
         """Say which products cannot be had, as far as that is new."""
         failed = [one for one in self.products.values() if one.status != Status.OK]
         errors = [(one.path.name, one.error) for one in failed if one.error]
-        new = [one for one in errors if self.tally.is_new(one[0], str(one[1]))]
+        new = [one for one in errors if self.is_new(one[0], str(one[1]))]
         say_failures("product", new)
-
-    def with_room(self, products: list[Product]) -> list[Product]:
-        """The products that the disk has room for, the largest first."""
-        folder, fitting = self.args.write_dir, []
-        free = free_space(folder)
-        for product in sorted(products, key=lambda one: one.size or sys.maxsize)[::-1]:
-            if product.rest > free:
-                product.error = PepsError(
-                    f"not enough disk space in {folder}; make room, then run this again"
-                )
-                continue
-            free -= product.rest
-            fitting.append(product)
-        return fitting
 
     def fetch(self, service: Service, products: list[Product]) -> None:
         """Download products side by side, and say what becomes of them."""
-        products = self.with_room(products)
+        products = with_room(products, self.args.write_dir)
         self.tell_failures()
         work = partial(fetch, service, every_byte=self.args.check)
         show = partial(show_progress, products)
-        began, before, number = time.monotonic(), self.tally.seconds, 0
-        with progress_bar(products):
+        began, before = time.monotonic(), self.seconds
+        with progress_bar(products) as console.bar:
             for product, took in in_threads(work, products, self.args.jobs, tick=show):
-                self.tally.seconds = before + time.monotonic() - began
+                self.seconds = before + time.monotonic() - began
                 if isinstance(took, PepsError):
                     product.error = took
                     continue
-                number += 1
                 product.there = True
+                product.took = took
                 if took:
-                    self.tally.brought[product.path] = product.held
-                    say_product(product, took, f"[{number}/{len(products)}]")
+                    number = sum(bool(one.took) for one in products)
+                    say_product(product, f"[{number}/{len(products)}]")
                 show()
+        console.bar = None
         self.look_on_disk()
         self.tell_failures()
 
 
-def say_product(product: Product, seconds: float, number: str) -> None:
+def with_room(products: list[Product], folder: Path) -> list[Product]:
+    """The products that the disk has room for, the largest first."""
+    free, fitting = free_space(folder), []
+    words = f"not enough disk space in {folder}; make room, then run this again"
+    if not os.access(folder, os.W_OK):
+        free, words = -1, f"{folder} cannot be written to; choose another -w"
+    for product in sorted(products, key=lambda one: one.size, reverse=True):
+        if product.rest > free:
+            product.error = PepsError(words)
+            continue
+        free -= product.rest
+        fitting.append(product)
+    return fitting
+
+
+def say_product(product: Product, number: str) -> None:
     """Say that a product has come; the line fits a terminal of 80 columns."""
-    words = f"{human(product.held)}, {human(product.held / seconds)}/s"
+    words = f"{human(product.held)}, {human(product.held / product.took)}/s"
     line = f"{number} {product.path.name}  {words}"
-    console.say(line if len(line) <= 80 else line.replace("  ", " "), news=True)
+    if len(line) > 80:
+        line = line.replace("  ", " ").replace(", ", ",")
+    console.say(line, news=True)
 
 
-@contextlib.contextmanager
-def progress_bar(products: list[Product]) -> Iterator[None]:
-    """Show a bar during the block, if stderr is a terminal and tqdm is installed."""
-    with contextlib.ExitStack() as stack:
+def progress_bar(products: list[Product]) -> Any:
+    """A bar, if stderr is a terminal and tqdm is installed; else a context without."""
+    with contextlib.suppress(ImportError):
         if products and not console.quiet and sys.stderr and sys.stderr.isatty():
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
+            from tqdm import tqdm
 
-                tqdm.monitor_interval = 0
-                sizes = [one.size for one in products]
-                total = sum(sizes) if all(sizes) else None
-                bar = tqdm(total=total, unit="B", unit_scale=True, smoothing=0)
-                console.bar = stack.enter_context(bar)
-                stack.callback(setattr, console, "bar", None)
-        yield
+            tqdm.monitor_interval = 0
+            total = sum(one.size for one in products)
+            return tqdm(total=total or None, unit="B", unit_scale=True, smoothing=0)
+    return contextlib.nullcontext()
 
 
 def show_progress(products: list[Product]) -> None:
@@ -989,31 +936,24 @@ def describe(job: Job) -> str:
     """How a job stands, in words."""
     state, words = job.standing.state, one_line(job.standing.words)
     if state == FINISHED:
-        return f"finished: {count(job)}"
-    if state == "without a report":
-        return "a success, as the service says, but it names no report"
-    if state == "in an unknown state":
-        return f"in the state '{words}', which nobody knows; not finished, it seems"
-    if state == "running" and words:
-        return f"running, {words}"
-    if STATES[state] == Status.FAILED and not job.standing.error:
-        return f"{state}: {words or 'the service says no more'} (see {job.source})"
-    return f"{state}: {words}" if words else state
+        return f"{state}: {count(job)}"
+    return f"{state}, {words}" if words else state
 
 
 def count(job: Job) -> str:
     """What a finished job brings, no zero among the numbers."""
     there = sum(one.there for one in job.products)
-    fetch = [one for one in job.products if one.status == Status.NOT_YET]
-    failed = len(job.products) - there - len(fetch)
-    rest = f", {human(sum(one.rest for one in fetch))}"
-    to_fetch = f"to fetch{rest if all(one.size for one in fetch) else ''}"
-    parts = [(there, "on disk"), (len(fetch), to_fetch), (failed, "not to be had")]
-    where = ", ".join(f"{number} {words}" for number, words in parts if number)
-    if there == len(job.products):
-        where = "all on disk"
-    counts = [(len(job.products), f"({where})"), (len(job.cloudy), "too cloudy")]
-    return sums("product", counts, job.standing.unprocessed) or "no products"
+    to_fetch = "to fetch"
+    if all(one.size for one in job.missing):
+        to_fetch += f", {human(sum(one.rest for one in job.missing))}"
+    where = {
+        "on disk": there,
+        to_fetch: len(job.missing),
+        "not to be had": len(job.products) - there - len(job.missing),
+    }
+    parts = "all on disk" if there == len(job.products) else sums(where)
+    counts = {f"({parts})": len(job.products), "too cloudy": len(job.cloudy)}
+    return sums(counts, "product", job.standing.unprocessed) or "no products"
 
 
 def tell_finished(job: Job, line: str) -> None:
@@ -1036,88 +976,82 @@ def tell_finished(job: Job, line: str) -> None:
         console.warn(f"{job.name}: {lost} lost by the service: {names or find}")
 
 
-def lost_dates(look: Look, listed: list[Acquisition | None]) -> int:
+def say_lost_dates(jobs: list[Job], listed: list[Acquisition]) -> int:
     """How many dates brought nothing; those that a list shows are named."""
-    lost = sum(job.standing.unprocessed for job in look.jobs)
-    if not listed or any(job.standing.state != FINISHED for job in look.jobs):
+    lost = sum(job.standing.unprocessed for job in jobs)
+    if any(job.standing.state != FINISHED for job in jobs):
         return lost
-    results = [url for job in look.jobs for url in job.standing.results]
-    names = [unquote(re.split("[?#]", url)[0].rpartition("/")[2]) for url in results]
-    missing = missing_acquisitions(filter(None, listed), names)
+    results = [acquisition(url) for job in jobs for url in job.standing.results]
+    there = [one for one in results if one]
+    missing = [one for one in listed if not any(map(one.is_near, there))]
     for platform, tile, moment in missing:
         console.warn(f"no result for {platform} of {moment:%Y-%m-%d}, tile {tile}")
-    if None in listed:
-        entries = plural(listed.count(None), "product")
-        console.warn(f"{entries} of the list cannot be compared: no tile is told")
     return max(lost, len(missing))
 
 
-def last_line(look: Look, dates: int) -> str:
-    """What a run comes to, in one line: jobs, and what became of the products."""
-    brought, products = look.tally.brought, list(look.products.values())
-    jobs = Counter(job.standing.state for job in look.jobs)
-    ends = Counter(one.status for one in products)
-    cloudy = [one for job in look.jobs for one in job.cloudy]
-    cloudy += [one.path.name for one in products if one.too_cloudy]
-    refused = sum(len(job.refused) for job in look.jobs)
-    there = sum(one.there for one in products)
-    size, took = human(sum(brought.values())), duration(look.tally.seconds)
-    left = "to fetch" if look.args.dry_run else "left for the next run"
-    open_ = [(ends[Status.NOT_YET], left)]
-    open_.append((ends[Status.FAILED] + refused, "not fetched"))
-    done = [
-        (len(brought), f"downloaded ({size} in {took})"),
-        (there - len(brought), "on disk before"),
-        (len(cloudy), "too cloudy"),
-    ]
-    first = [sums("job", [(jobs[state], state) for state in jobs])]
-    first.append(sums("product", open_))
-    second = sums("product", done, dates)
-    where = f" {second}, in {look.args.write_dir.resolve()}" if second else ""
-    return f"{', '.join(filter(None, first))}.{where}"
-
-
-def say_end(look: Look, listed: list[Acquisition | None]) -> None:
+def say_end(run: FollowUp, listed: list[Acquisition]) -> None:
     """Say what --check did, and the last line, which sums the run up."""
-    tally = look.tally
-    if tally.read_through:
-        damaged = f"{len(tally.damaged)} damaged" if tally.damaged else "none damaged"
-        if tally.damaged and tally.damaged <= set(tally.brought):
-            damaged += ", fetched again"
-        words = f"--check: {len(tally.read_through)} read, {damaged}"
-        console.say(words, news=bool(tally.brought))
-    ended = any(job.has_ended_now for job in look.jobs)
-    console.say(last_line(look, lost_dates(look, listed)), bool(tally.brought) or ended)
+    products = list(run.products.values())
+    brought = [one for one in products if one.took]
+    news = bool(brought) or any(job.has_ended_now for job in run.jobs)
+    read = [one for one in products if one.damaged is not None]
+    damaged = [one for one in read if one.damaged]
+    again = ", fetched again" if all(one.took for one in damaged) else ""
+    checked = {"read": len(read), f"damaged{again}": len(damaged)}
+    if read:
+        words = sums(checked) if damaged else f"{len(read)} read, none damaged"
+        console.say(f"--check: {words}", news)
+    console.say(last_line(run, brought, say_lost_dates(run.jobs, listed)), news)
+
+
+def last_line(run: FollowUp, brought: list[Product], dates: int) -> str:
+    """What a run comes to, in one line: jobs, and what became of the products."""
+    products = list(dict.fromkeys(one for job in run.jobs for one in job.products))
+    ends = Counter(one.status for one in products)
+    cloudy = sum(one.too_cloudy for one in products)
+    left = {
+        "to fetch" if run.args.dry_run else "left for the next run": ends[
+            Status.NOT_YET
+        ],
+        "not fetched": ends[Status.FAILED] + sum(len(job.refused) for job in run.jobs),
+    }
+    size, took = human(sum(one.held for one in brought)), duration(run.seconds)
+    done = {
+        f"downloaded ({size} in {took})": len(brought),
+        "on disk before": ends[Status.OK] - cloudy - len(brought),
+        "too cloudy": cloudy + sum(len(job.cloudy) for job in run.jobs),
+    }
+    states = Counter(job.standing.state for job in run.jobs)
+    first = [sums(states, "job"), sums(left, "product")]
+    second = sums(done, "product", dates)
+    where = f" {second}, in {run.args.write_dir.resolve()}" if second else ""
+    return f"{', '.join(filter(None, first))}.{where}"
 
 
 def follow_up(
     find_jobs: Callable[[], list[Job]],
     args: Any,
-    single: bool = False,
-    listed: list[Acquisition | None] | None = None,
+    listed: list[Acquisition],
+    single: bool,
 ) -> Status:
     """Look at jobs once, or until all have ended; the last line comes in any case."""
     token = common.read_account(args.auth)
     if not args.dry_run:
         common.make_folder(args.write_dir)
     wait_s = args.interval * 60 if args.wait and not args.dry_run else 0
-    tally, stopped = Tally(), Status.OK
-    look = Look(find_jobs(), args, tally, single)
+    run, stopped = FollowUp(args, single), Status.OK
     try:
         while True:
             began = time.monotonic()
-            console.due = time.time() + wait_s if wait_s else None
-            look.run(token)
-            statuses = [status for job in look.jobs for status in job.statuses]
-            if not wait_s or Status.NOT_YET not in statuses:
+            console.due = wait_s and time.time() + wait_s
+            run.look(find_jobs(), token)
+            if not wait_s or Status.NOT_YET not in run.statuses:
                 break
             time.sleep(max(0, began + wait_s - time.monotonic()))
-            look = Look(find_jobs(), args, tally, single)
     except KeyboardInterrupt as err:
         stopped = console.error(common.Interrupted(err))
-    say_end(look, listed or [])
-    statuses = [status for job in look.jobs for status in job.statuses]
-    return common.worst([stopped, *statuses])
+    say_end(run, listed)
+    return common.worst([stopped, *run.statuses])
 
 
 def add_download_options(parser: common.Parser) -> None:
@@ -1141,18 +1075,17 @@ def add_download_options(parser: common.Parser) -> None:
 
 def build_parser() -> common.Parser:
     parser = common.Parser(
-        "full_maja_download",
         "Ask how FULL_MAJA jobs stand, and download the products of those that are\n"
         "finished. What is on disk is not fetched again.",
-        "-a peps.txt -l 31TCJ.log -w 31TCJ",
-        "-a peps.txt -l logs/*.log -w products --wait",
-        "-q -a peps.txt -l 31TCJ.log -w 31TCJ",
+        "  %(prog)s -a peps.txt -l 31TCJ.log -w 31TCJ\n"
+        "  %(prog)s -a peps.txt -l logs/*.log -w products --wait\n"
+        "  %(prog)s -q -a peps.txt -l 31TCJ.log -w 31TCJ\n",
     )
-    logs = "logs of full_maja_process (default: Full_Maja.log)"
     add = partial(parser.add_argument, metavar="FILE", type=Path)
+    logs = "logs of full_maja_process (default: Full_Maja.log)"
     add("-l", "--log", nargs="+", action="extend", help=logs)
     add_download_options(parser)
-    listed = "list of full_maja_process --json: name the acquisitions without a result"
+    listed = "list of full_maja_process --json: name the dates without a result"
     add("--json", help=listed)
     parser.other_letter("-p", "-l")
     parser.other_letter("word", "-l", nargs="*")
@@ -1169,7 +1102,7 @@ def run(args: Any) -> Status:
     logs = list({os.path.abspath(log): log for log in named}.values())
     common.check_files(args.json, *(beside(log, ".json") for log in logs))
     listed = read_expected(args.json) if args.json else []
-    return follow_up(lambda: [make_job(log) for log in logs], args, listed=listed)
+    return follow_up(lambda: [make_job(log) for log in logs], args, listed, False)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,11 +26,10 @@ DAYS_MIN, DAYS_MAX = 55, 366
 
 def build_parser() -> common.Parser:
     parser = common.Parser(
-        "full_maja_process",
         "Order a time series of one Sentinel-2 tile, corrected by MAJA. The log file\n"
         "leads full_maja_download to the products.",
-        "-t 31TCJ -a peps.txt -d 2017-07-01 -e 2018-01-01 -l 31TCJ.log",
-        "-t 31TCJ -o 51 -d 2017-07-01 -e 2018-01-01 -n",
+        "  %(prog)s -t 31TCJ -d 2017-07-01 -e 2018-01-01 -l 31TCJ.log\n"
+        "  %(prog)s -t 31TCJ -o 51 -d 2017-07-01 -e 2018-01-01 -n\n",
     )
     add = parser.add_argument
     tile = "MGRS tile, such as 31TCJ"
@@ -85,59 +84,63 @@ def save_list(args: Any, service: Service) -> None:
 
 def execute_url(args: Any) -> str:
     """The request that orders what the command line asks for."""
-    inputs: dict[str, object] = {
-        "startDate": args.start_date,
-        "completionDate": args.end_date,
-        "tileid": args.tile,
-    }
+    period = f"startDate={args.start_date};completionDate={args.end_date}"
+    inputs = f"{period};tileid={args.tile}"
     if args.orbit:
-        inputs["relativeOrbitNumber"] = args.orbit
+        inputs = f"{inputs};relativeOrbitNumber={args.orbit}"
     flags = "status=true&storeExecuteResponse=true"
     return common.execute_url(args.server, "FULL_MAJA", inputs, flags)
 
 
-def run(args: Any) -> Status:
-    check_period(args.start_date, args.end_date)
-    account = common.read_account(args.auth)
-    log, url = args.log, execute_url(args)
-    beside = [common.beside(log, suffix) for suffix in (".stat", ".json")]
-    common.check_files(args.auth, log, *beside, args.json)
-    words: list[object] = [
-        "-t",
-        args.tile,
-        "-d",
-        args.start_date,
-        "-e",
-        args.end_date,
-        "-l",
-        log,
-    ]
-    if args.orbit:
-        words += ["-o", args.orbit]
-    again = f"order it with: {called('full_maja_process', *words, '--force')}"
-    if args.dry_run:
-        console.say(url)
-    held_now = None if args.force else common.read_log(log, again)
-    taken = held_now if held_now and held_now.holds_job else None
-    if taken and args.dry_run:
-        console.warn(f"{log} holds job {one_line(taken.job_id)}")
-    if args.json and (args.dry_run or not taken):
-        save_list(args, Service(args.server, account))
-    if args.dry_run:
-        return Status.OK
-    job, new = common.order(Service(args.server, account), url, log, args.force, again)
-    name, place = one_line(job.job_id), one_line(job.status_location)
+def order_again(args: Any) -> str:
+    """The command that orders the same whatever the log holds."""
+    dates = ("-d", args.start_date, "-e", args.end_date)
+    orbit = ("-o", args.orbit) if args.orbit else ()
+    words = ("-t", args.tile, *dates, *orbit, "-l", args.log, "--force")
+    return f"order it with: {called('full_maja_process', *words)}"
+
+
+def show(args: Any, service: Service, again: str) -> Status:
+    """Say what would be ordered, and order nothing."""
+    console.say(execute_url(args))
+    held = None if args.force else common.read_log(args.log, again)
+    if held and held.holds_job:
+        console.warn(f"{args.log} holds job {one_line(held.job_id)}")
+    if args.json:
+        save_list(args, service)
+    return Status.OK
+
+
+def order(args: Any, service: Service, again: str) -> Status:
+    """Order, unless the log holds a job already, and say how to go on."""
+    held = None if args.force else common.read_log(args.log, again)
+    if args.json and not (held and held.holds_job):
+        save_list(args, service)
+    url = execute_url(args)
+    job, new = common.order(service, url, args.log, args.force, again)
+    name = one_line(job.job_id)
     if not new:
-        held = f"{log} already holds job {name}, so nothing was ordered"
-        remedy = "choose another log with -l, or add --force"
-        raise UsageError(f"{held}; {remedy}")
-    console.say(f"{log}: ordered as job {name}, status {place}")
-    folder = (
-        log.with_suffix("") if log.suffix else log.with_name(f"{log.name}_products")
-    )
-    download = called("full_maja_download", "-l", log, "-w", folder)
+        raise UsageError(
+            f"{args.log} already holds job {name}, so nothing was ordered; choose "
+            "another log with -l, or add --force"
+        )
+    place = one_line(job.status_location)
+    console.say(f"{args.log}: ordered as job {name}, status {place}")
+    folder = args.log.with_suffix("")
+    if folder == args.log:
+        folder = Path(f"{args.log}_products")
+    download = called("full_maja_download", "-l", args.log, "-w", folder)
     console.say(f"when it has run: {download}")
     return Status.OK
+
+
+def run(args: Any) -> Status:
+    check_period(args.start_date, args.end_date)
+    service = Service(args.server, common.read_account(args.auth))
+    beside = [common.beside(args.log, suffix) for suffix in (".stat", ".json")]
+    common.check_files(args.auth, args.log, *beside, args.json)
+    do = show if args.dry_run else order
+    return do(args, service, order_again(args))
 
 
 def main(argv: list[str] | None = None) -> int:

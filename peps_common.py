@@ -11,26 +11,31 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import html
 import json
 import os
 import re
 import shlex
 import signal
+import stat
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timezone
 from enum import IntEnum
 from functools import partial
-from pathlib import Path, PurePosixPath
+from io import TextIOWrapper
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, quote_plus, urljoin, urlsplit
 
 if TYPE_CHECKING:
     from requests import Response, Session
+    from requests.adapters import HTTPAdapter
 
 __version__ = "2.0.0"
 
@@ -40,10 +45,10 @@ PATIENCE_S = 120  # without anything ending, after which what is asked for is gi
 TRIES = 5
 BACKOFF_S = 0.5  # urllib3 sleeps 0, 1, 2 and 4 s between five tries
 SILENT_MAX = 4  # things in a row without an answer, after which a host is given up
-RETRIED = frozenset((408, 425, 429, *range(500, 600)))
-CHUNK_BYTES = 256 * 1024
-DOCUMENT_MAX_BYTES = 2 * 1024 * 1024
-PAGE_MAX_BYTES = 16 * 1024 * 1024
+RETRIED = {408, 425, 429, *range(500, 600)}
+CHUNK_BYTES = 2**18
+DOCUMENT_MAX_BYTES = 2**21  # 2 MiB
+PAGE_MAX_BYTES = 2**24  # 16 MiB, of the catalogue
 PAGE_RECORDS = 500
 PAGES_MAX = 100
 POOL_SIZE = 1000  # connections that are kept: those of the largest -j
@@ -90,11 +95,9 @@ class NotYet(PepsError):
 class Interrupted(PepsError):
     """A signal stopped the run."""
 
-    def __init__(
-        self, stopped: KeyboardInterrupt, words: str = "run it again to go on"
-    ):
-        super().__init__(f"interrupted; {words}")
-        self.status = Status.TERMINATED if stopped.args else Status.INTERRUPTED
+    def __init__(self, stopped: KeyboardInterrupt):
+        super().__init__("interrupted; run it again to go on")
+        self.status = stopped.args[0] if stopped.args else Status.INTERRUPTED
 
 
 class NoAnswer(NotYet):
@@ -134,17 +137,17 @@ class OrderInDoubt(PepsError):
 class Console:
     """Where words go: results to stdout; warnings, errors and the bar to stderr."""
 
-    def __init__(self) -> None:
-        self.begin("peps_maja")
-
-    def begin(self, prog: str) -> None:
+    def begin(self) -> None:
         """Start a run: nothing is known of an earlier one."""
-        self.prog = prog
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # an accent is no reason to stop
+                stream.reconfigure(errors="backslashreplace")
+        self.prog = Path(sys.argv[0]).name
         self.quiet = False
         self.server = DEFAULT_SERVER
-        self.account: Path | None = None
+        self.account = Path("peps.txt")
         self.secrets: list[str] = []
-        self.due: float | None = None  # with --wait, when the next look is (time.time)
+        self.due = 0.0  # with --wait, when the next look is (time.time)
         self.bar: Any = None
         self._warned: set[str] = set()
 
@@ -171,14 +174,15 @@ class Console:
 
     def later(self) -> str:
         """When what is not yet is looked at again."""
-        if self.due is None:
-            return "run this again later"
-        return time.strftime("next look at %H:%M", time.localtime(self.due))
+        if self.due:
+            when = max(self.due, time.time())
+            return time.strftime("next look at %H:%M", time.localtime(when))
+        return "run this again later"
 
     def _print(self, text: str, stream: Any) -> None:
         if stream is None:  # closed before the script began
             return
-        if self.due is not None:
+        if self.due:
             text = f"{time.strftime('%Y-%m-%d %H:%M')} {text}"
         if self.bar is not None:
             self.bar.clear()  # it is drawn again below the line
@@ -191,6 +195,7 @@ class Console:
 
 
 console = Console()
+console.begin()
 
 
 def printable(text: str) -> str:
@@ -218,16 +223,25 @@ def say_failures(noun: str, failures: list[tuple[str, PepsError]]) -> None:
             console.error(err, name if count == 1 else plural(count, noun))
 
 
+def warn_each(noun: str, warnings: list[tuple[str, str]]) -> None:
+    """Warn of things, also with -q; those of one reason are one line."""
+    counts = Counter(words for _, words in warnings)
+    for name, words in warnings:
+        count = counts.pop(words, 0)
+        if count:
+            who = name if count == 1 else plural(count, noun)
+            console.warn(f"{who}: {words}", also_quiet=True)
+
+
 def plural(count: int, noun: str) -> str:
     """A count with its noun: 1 product, 2 products."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def in_words(err: OSError, path: Path | None = None) -> str:
-    """An error of the system in words, with the file in the way (else `path`)."""
-    file = err.filename or path
+def in_words(err: OSError) -> str:
+    """An error of the system in words, with the file in the way, if there is one."""
     words = err.strerror or str(err) or type(err).__name__
-    return f"{file}: {words}" if file else words
+    return f"{err.filename}: {words}" if err.filename else words
 
 
 def disk_error(err: OSError) -> PepsError:
@@ -243,7 +257,7 @@ def named_file(path: Path, advice: str) -> Iterator[None]:
         yield
     except OSError as err:
         kind = PepsError if err.errno in FULL_DISK else UsageError
-        raise kind(f"{in_words(err, path)}; {advice}") from err
+        raise kind(f"{path}: {err.strerror}; {advice}") from err
 
 
 EXIT_STATUSES = """exit status:
@@ -258,26 +272,32 @@ EXIT_STATUSES = """exit status:
 class Parser(argparse.ArgumentParser):
     """A command line with the options that all four scripts have.
 
-    An example is the words behind the script's name; an error is one line, raised.
+    `examples` are lines in which `%(prog)s` stands for the script's name. An error is
+    one line, raised.
     """
 
-    def __init__(self, script: str, description: str, *examples: str):
-        own = Path(sys.argv[0])
-        prog = own.name if own.stem == script else f"{script}.py"
-        lines = [f"  {prog} {words}" for words in examples]
+    def __init__(self, description: str, examples: str):
         super().__init__(
-            prog,
             description=description,
-            epilog="\n".join(["examples:", *lines, "", EXIT_STATUSES]),
+            epilog=f"examples:\n{examples}\n{EXIT_STATUSES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add = self.add_argument
-        account = "account: e-mail, space, password on one line (default: peps.txt)"
-        file = Path("peps.txt")
-        add("-a", "--auth", metavar="FILE", type=Path, default=file, help=account)
-        base = os.environ.get("PEPS_URL") or DEFAULT_SERVER
-        service = f"the service (default: $PEPS_URL, else {DEFAULT_SERVER})"
-        add("--server", metavar="URL", type=server_url, default=base, help=service)
+        add(
+            "-a",
+            "--auth",
+            metavar="FILE",
+            type=Path,
+            default="peps.txt",
+            help="account: e-mail, space, password on one line (default: peps.txt)",
+        )
+        add(
+            "--server",
+            metavar="URL",
+            type=server_url,
+            default=os.environ.get("PEPS_URL") or DEFAULT_SERVER,
+            help=f"the service (default: $PEPS_URL, else {DEFAULT_SERVER})",
+        )
         add("-q", "--quiet", action="store_true", help="say only what is new")
         add("--version", action="version", version=f"%(prog)s {__version__}")
 
@@ -302,12 +322,13 @@ def called(script: str, *words: object) -> str:
     own = Path(sys.argv[0])
     command: list[object] = [own.with_name(f"{script}{own.suffix}")]
     if own.suffix:
-        command.insert(0, getattr(sys, "orig_argv", [sys.executable])[0])  # as of 3.10
-    if console.account and console.account.is_file():  # a pipe is gone by then
+        command.insert(0, sys.executable)
+    if console.account.is_file():  # a pipe is gone by then
         command += ["-a", console.account]
     if console.server != DEFAULT_SERVER:
         command += ["--server", console.server]
-    return shlex.join(map(str, [*command, *words]))
+    command += words
+    return shlex.join(map(str, command))
 
 
 def server_url(text: str) -> str:
@@ -316,15 +337,11 @@ def server_url(text: str) -> str:
     The text is not echoed, for it may hold a password.
     """
     base = text.strip().rstrip("/")
-    if "://" not in base:
-        raise argparse.ArgumentTypeError("put https:// (or http://) before the server")
-    if (
-        not http_url(base)
-        or not re.fullmatch(r"[!-~]+", base)
-        or set(base) & set("@?#\\")
-    ):
-        words = f"the server must look like {DEFAULT_SERVER}, without account or query"
-        raise argparse.ArgumentTypeError(words)
+    if not http_url(base) or not re.fullmatch(r"[A-Za-z0-9_.:/~%\[\]-]+", base):
+        raise argparse.ArgumentTypeError(
+            f"the server must look like {DEFAULT_SERVER}: https:// (or http://) first, "
+            "no account, no query"
+        )
     return base
 
 
@@ -352,13 +369,13 @@ def as_tile(text: str) -> str:
 
     Zone 01-60, band C-X, column A-Z, row A-V; the letters I and O are left out.
     """
-    zone = "0[1-9]|[1-5][0-9]|60"
-    pattern = f"T?((?:{zone})[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])"
-    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
+    pattern = "T?((?:0[1-9]|[1-5][0-9]|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V])"
+    found = re.fullmatch(pattern, text.upper())
     if not found:
-        words = f"'{text}' is not a Sentinel-2 tile such as 31TCJ"
-        raise argparse.ArgumentTypeError(words)
-    return found[1].upper()
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a Sentinel-2 tile such as 31TCJ"
+        )
+    return found[1]
 
 
 def number_between(
@@ -391,9 +408,17 @@ def check_files(*files: Path | None) -> None:
         seen.add(real)
 
 
-def terminate(number: int, frame: object) -> NoReturn:
-    """The handler of SIGTERM: raise what Ctrl-C raises, but with an argument."""
-    raise KeyboardInterrupt(number)
+def stop(number: int, frame: object) -> NoReturn:
+    """The handler of SIGINT and SIGTERM: end the run; what comes then is not heard."""
+    handle_signals(lambda *signal: None)
+    raise KeyboardInterrupt(Status(128 + number))
+
+
+def handle_signals(handler: Any) -> None:
+    """Set what SIGINT and SIGTERM do; a shell's background job ignores SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def run_script(
@@ -403,14 +428,13 @@ def run_script(
 ) -> int:
     """Parse, run, return the exit status; with `argv` None the process ends here."""
     words = sys.argv[1:] if argv is None else argv
-    console.begin(Path(sys.argv[0]).name)
-    signal.signal(signal.SIGTERM, terminate)
+    console.begin()
+    if argv is None:
+        handle_signals(stop)
     try:
         if sys.version_info < (3, 9):  # noqa: UP036
             raise UsageError("Python 3.9 or later is needed")
-        parser = make_parser()
-        console.prog = parser.prog
-        args = parser.parse_args(words or ["-h"])
+        args = make_parser().parse_args(words or ["-h"])
         console.quiet, console.server = args.quiet, args.server
         return run(args)
     except SystemExit:  # argparse's way out of -h and --version
@@ -423,23 +447,7 @@ def run_script(
         return console.error(err)
     finally:
         if argv is None:  # an interrupt of the interpreter's very end says nothing
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def parse_account(content: bytes) -> tuple[str, str]:
-    """E-mail and password of an account file's content.
-
-    Raises ValueError, whose words never quote the content.
-    """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeError:
-        raise ValueError("is not UTF-8 text; save it as UTF-8") from None
-    line = text.lstrip("\r\n").split("\n")[0].strip(" \t\r")
-    found = re.fullmatch(r"([^ \t]+)[ \t]+(.+)", line, re.DOTALL)
-    if not found:
-        raise ValueError("must hold e-mail, space and password on one line")
-    return found[1], found[2]
+            handle_signals(signal.SIG_IGN)
 
 
 def read_account(path: Path) -> str:
@@ -447,42 +455,47 @@ def read_account(path: Path) -> str:
 
     Its password is masked in all later words of others. Raises UsageError.
     """
-    from binascii import b2a_base64
-
     with named_file(path, "name your account file with -a"):
         content, mode = path.read_bytes(), path.stat().st_mode
-    try:
-        email, password = parse_account(content)
-    except ValueError as err:
-        raise UsageError(f"account file {path} {err}") from err
-    token = b2a_base64(f"{email}:{password}".encode(), newline=False).decode()
+    found = re.match(r"\s*([^ \t\r\n]+)[ \t]+(.*[^ \t\r\n])", as_text(content))
+    if not found or "\ufffd" in found[0]:  # what stands for bytes that are no UTF-8
+        raise UsageError(
+            f"account file {path} must hold e-mail, space and password on one line, "
+            "as UTF-8 text"
+        )
+    email, password = found.groups()
+    token = b64encode(f"{email}:{password}".encode()).decode()
     console.secrets = quoted_forms(password, token)
     console.account = path
     if os.name == "posix" and mode & 0o077:
-        remedy = f"chmod 600 {shlex.quote(str(path))}"
-        console.warn(f"others can read your password; keep it to you with: {remedy}")
+        console.warn(
+            "others can read your password; keep it to you with: "
+            f"chmod 600 {shlex.quote(str(path))}"
+        )
     return token
 
 
 def quoted_forms(password: str, token: str) -> list[str]:
     """The forms in which a service may quote an account, the longest first."""
-    import html
-
-    forms = {password, token.rstrip("="), html.escape(password)}
-    forms.add(html.escape(password, quote=False))
+    forms = [
+        password,
+        token.rstrip("="),
+        html.escape(password),
+        html.escape(password, quote=False),
+    ]
     for safe in ("", "/"):
-        forms |= {quote(password, safe), quote_plus(password, safe)}
+        forms += [quote(password, safe), quote_plus(password, safe)]
     return sorted(forms, key=len, reverse=True)
 
 
 def host_in(url: str) -> str:
-    """The host of a URL in small letters, without the dots that may end a name."""
-    return (urlsplit(url).hostname or "").rstrip(".")
+    """The host of a URL in small letters."""
+    return urlsplit(url).hostname or ""
 
 
 def host_of(url: str) -> str:
     """The host of a URL for messages, with the port that the URL names."""
-    return one_line(urlsplit(url).netloc.rpartition("@")[2].lower())
+    return printable(urlsplit(url).netloc.rpartition("@")[2].lower())
 
 
 def http_url(text: str, base: str = "") -> str:
@@ -497,11 +510,7 @@ def http_url(text: str, base: str = "") -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether a host can only be this machine."""
-    from ipaddress import ip_address
-
-    with contextlib.suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
+    return bool(re.fullmatch(r"localhost\.?|127(\.[0-9]+){3}|[0:]+:1", host))
 
 
 # The parent domain of a host, if it is no address; below `co.uk` anybody has a name.
@@ -515,17 +524,17 @@ def is_of_domain(url: str, server: str) -> bool:
     """Whether a URL's host is the server's, or one of its parent domain."""
     host, own = host_in(url), host_in(server)
     parent = PARENT.fullmatch(own)
-    return host == own or (parent is not None and f".{host}".endswith(f".{parent[1]}"))
+    return host == own or bool(parent and f".{host}".endswith(f".{parent[1]}"))
 
 
 def may_carry_password(url: str, server: str) -> bool:
-    """Whether the account may go to a URL.
+    """Whether the account may go to an http or https URL.
 
     By https to the server's domain, by http to a loopback server alone.
     """
-    if urlsplit(url).scheme == "http":
-        return host_in(url) == host_in(server) and is_loopback(host_in(url))
-    return urlsplit(url).scheme == "https" and is_of_domain(url, server)
+    if urlsplit(url).scheme == "https":
+        return is_of_domain(url, server)
+    return host_in(url) == host_in(server) and is_loopback(host_in(url))
 
 
 def prefer_https(url: str, server: str) -> str:
@@ -534,7 +543,7 @@ def prefer_https(url: str, server: str) -> str:
     That is https for the own host, on its port or with none, where the server is https.
     """
     parts, own = urlsplit(url), urlsplit(server)
-    ours = host_in(url) == host_in(server) and parts.port in (None, own.port)
+    ours = host_in(url) == host_in(server) and parts.port in (None, own.port or 443)
     if ours and own.scheme == "https":
         return parts._replace(scheme="https").geturl()
     return url
@@ -548,11 +557,11 @@ class WpsAnswer(NamedTuple):
     report_url: str = ""
     message: str = ""
     progress: str = ""  # percentCompleted
-    code: int | None = None  # of a refusal, as an HTTP status, if it has one
+    code: int = 0  # of a refusal, as an HTTP status; 0 if it has none
 
     @property
     def failed(self) -> bool:
-        return self.state == "ProcessFailed"
+        return self.state in ("ProcessFailed", "ExceptionReport")
 
     @property
     def holds_job(self) -> bool:
@@ -562,7 +571,7 @@ class WpsAnswer(NamedTuple):
     def job_id(self) -> str:
         """The job's id: the status document's stem without PyWPS 3's `pywps-`."""
         place = re.split("[?#]", self.status_location)[0]
-        return re.sub("^pywps-", "", PurePosixPath(place).stem)
+        return Path(place).stem.removeprefix("pywps-")
 
 
 TAG = r"<(?:[\w.-]+:)?"  # whatever prefix stands for the namespace
@@ -570,7 +579,10 @@ TAG = r"<(?:[\w.-]+:)?"  # whatever prefix stands for the namespace
 HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<!\[CDATA\[(.*?)(?:\]\]>|\Z)", re.DOTALL)
 ROOT = re.compile(rf"{TAG}ExecuteResponse\b([^>]*)")
 REFERENCE = re.compile(rf"{TAG}Reference\b([^>]*)")
-STATE = re.compile(rf"{TAG}Status\b[^>]*>\s*{TAG}(\w+)([^>]*)|{TAG}(ExceptionReport)\b")
+# The element in Status, or an ExceptionReport, which stands for a failure, too.
+STATE = re.compile(
+    rf"{TAG}(?:Status\b[^>]*>\s*{TAG}|(?=ExceptionReport\b))(\w+)([^>]*)"
+)
 REASON = re.compile(
     rf"{TAG}ExceptionText\b[^>]*>(.*?)(?:</(?:[\w.-]+:)?ExceptionText|\Z)", re.DOTALL
 )
@@ -586,25 +598,23 @@ def parse_wps(document: bytes) -> WpsAnswer:
     error = parse_json_error(document)
     if error:
         return error
-    text = HIDDEN.sub(lambda found: escaped(found[1] or ""), as_text(document))
+    text = HIDDEN.sub(lambda found: html.escape(found[1] or ""), as_text(document))
     if re.search(r"<!DOCTYPE\s+(?!html)\S", text, re.IGNORECASE):
         raise Distrusted("a document with a DTD, which is refused")
-    roots, states = ROOT.findall(text), STATE.findall(text)
-    if not roots and not states:
+    roots = ROOT.findall(text)
+    state, attributes = [("", ""), *STATE.findall(text)][-1]
+    if not roots and not state:
         raise Unreadable("a page" if "<html" in text.lower() else "no WPS answer")
-    state, attributes, refused = states[-1] if states else ("", "", "")
     references = REFERENCE.findall(text)
-    of_json = [
-        one for one in references if "json" in attribute(one, "mimeType").lower()
-    ]
-    exception = attribute(text, "exceptionCode")
-    reasons = " ".join(map(unescaped, REASON.findall(text)))
+    of_json = [one for one in references if "json" in attribute("mimeType", one)]
+    exception = attribute("exceptionCode", text)
+    reasons = unescaped(" ".join(REASON.findall(text)))
     return WpsAnswer(
-        "ProcessFailed" if refused else state,
-        last(attribute(root, "statusLocation") for root in roots),
-        last(attribute(one, "href") for one in of_json or references),
+        state,
+        attribute("statusLocation", *roots),
+        attribute("href", *of_json or references),
         reasons or exception or "no reason given",
-        attribute(attributes, "percentCompleted"),
+        attribute("percentCompleted", attributes),
         503 if exception == "ServerBusy" else 400,
     )
 
@@ -613,27 +623,15 @@ def as_text(document: bytes) -> str:
     return document.decode("utf-8-sig", "replace")
 
 
-def attribute(tag: str, name: str) -> str:
-    """The value of an attribute in the text of a tag; nothing where it has none."""
-    found = re.search(rf"""\b{name}\s*=\s*("[^"]*"|'[^']*')""", tag)
-    return unescaped(found[1][1:-1]).strip() if found else ""
-
-
-def escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+def attribute(name: str, *tags: str) -> str:
+    """An attribute's last value in the text of tags; nothing where it has none."""
+    found = re.findall(rf"""\b{name}\s*=\s*("[^"]+"|'[^']+')""", " ".join(tags))
+    return unescaped(found[-1][1:-1]).strip() if found else ""
 
 
 def unescaped(text: str) -> str:
     """A text with its entities resolved; a bare `&`, as in a URL, stays."""
-    import html
-
     return re.sub(r"&#?\w+;", lambda found: html.unescape(found[0]), text)
-
-
-def last(texts: Iterable[str]) -> str:
-    """The last text that is not empty; nothing if there is none."""
-    *_, found = ["", *filter(None, texts)]
-    return found
 
 
 def parse_json(document: bytes) -> Any:
@@ -650,7 +648,7 @@ def parse_json_error(document: bytes) -> WpsAnswer | None:
         value = as_dict(parse_json(document))
         if "ErrorCode" in value or "ErrorMessage" in value:
             words, code = str(value.get("ErrorMessage")), str(value.get("ErrorCode"))
-            number = max(400, int(code)) if re.fullmatch("[0-9]{1,3}", code) else None
+            number = max(400, int(code)) if re.fullmatch("[0-9]{1,3}", code) else 0
             return WpsAnswer("ProcessFailed", message=words, code=number)
     return None
 
@@ -661,12 +659,11 @@ def as_dict(value: object) -> dict[str, Any]:
 
 def is_file_name(name: str) -> bool:
     """Whether a foreign name is one visible path component, with room for `.part`."""
-    odd = set(name) & set('/\\:*?"<>|')
-    visible = bool(name) and name.isprintable() and name[0] != "."
-    return visible and not odd and len(name.encode()) <= 250
+    plain = re.fullmatch(r'[^./\\:*?"<>|][^/\\:*?"<>|]*', name)
+    return plain is not None and name.isprintable() and len(name.encode()) <= 250
 
 
-PRODUCT = re.compile(r"S2[A-Z]_\w{1,230}(\.SAFE)?", re.ASCII)  # an L1C product's name
+PRODUCT = re.compile(r"S2[A-Z]_[A-Za-z0-9_]{1,230}(\.SAFE)?")  # an L1C product's name
 
 
 class L1C(NamedTuple):
@@ -685,8 +682,12 @@ class L1C(NamedTuple):
         if not PRODUCT.fullmatch(name):
             return None
         storage = as_dict(properties.get("storage")).get("mode")
-        tile, start = (properties.get(key) or "" for key in ("mgrs", "startDate"))
-        return cls(name, str(storage or "unknown"), str(tile), str(start))
+        return cls(
+            name,
+            one_line(storage or "unknown", 20),
+            str(properties.get("mgrs") or ""),
+            str(properties.get("startDate") or ""),
+        )
 
 
 def parse_page(document: bytes) -> tuple[list[Any], bool]:
@@ -698,29 +699,27 @@ def parse_page(document: bytes) -> tuple[list[Any], bool]:
     features = whole.get("features")
     if not isinstance(features, list):
         raise Unreadable("a JSON document that is no catalogue answer")
-    links = as_dict(whole.get("properties")).get("links")
-    if not isinstance(links, list):
-        return features, len(features) >= PAGE_RECORDS
-    return features, any(as_dict(link).get("rel") == "next" for link in links)
+    more = '"rel": "next"' in json.dumps(whole.get("properties"))
+    return features, more or len(features) >= PAGE_RECORDS
 
 
 def search_url(base: str, area: str, start: str, end: str) -> str:
     """A catalogue request (resto 2), for its first page."""
-    more = f"maxRecords={PAGE_RECORDS}&productType=S2MSI1C"
-    dates = f"startDate={start}&completionDate={end}"
-    return f"{base}/resto/api/collections/S2ST/search.json?{area}&{dates}&{more}"
+    return (
+        f"{base}/resto/api/collections/S2ST/search.json?{area}&startDate={start}"
+        f"&completionDate={end}&maxRecords={PAGE_RECORDS}&productType=S2MSI1C"
+    )
 
 
-def execute_url(
-    base: str, identifier: str, inputs: dict[str, object], flags: str
-) -> str:
+def execute_url(base: str, identifier: str, inputs: str, flags: str) -> str:
     """A WPS 1.0.0 execute request (OGC 05-007r7, 10.2.2) as key-value pairs.
 
-    `;` and `=` between the inputs stay as they are, those in a value are encoded.
+    `inputs` is `key=value;key=value`, in which the values are encoded for a URL.
     """
-    pairs = ";".join(f"{key}={quote(str(inputs[key]), safe='')}" for key in inputs)
-    process = f"request=execute&service=WPS&version=1.0.0&identifier={identifier}"
-    return f"{base}/resto/wps?{process}&datainputs={pairs}&{flags}"
+    return (
+        f"{base}/resto/wps?request=execute&service=WPS&version=1.0.0"
+        f"&identifier={identifier}&datainputs={inputs}&{flags}"
+    )
 
 
 def in_threads(
@@ -736,20 +735,11 @@ def in_threads(
     given up: its threads go on, and nobody waits for them. `tick` is called each second
     in between.
     """
-    left = dict.fromkeys(items)
+    left, silence_s = dict.fromkeys(items), 0
     todo, done = iter(list(left)), SimpleQueue[Any]()
-
-    def keep_working() -> None:
-        for item in todo:
-            try:
-                done.put((item, work(item)))
-            except BaseException as err:
-                done.put((item, err))
-
-    silence_s = 0
     try:
         for _ in range(min(at_once, len(left))):
-            threading.Thread(target=keep_working, daemon=True).start()
+            start_thread(partial(work_through, work, todo, done))
         while left and (silence_s < patience_s or not patience_s):
             try:
                 item, outcome = done.get(timeout=1)
@@ -759,161 +749,134 @@ def in_threads(
                 continue
             silence_s = 0
             del left[item]
-            if isinstance(outcome, OSError):
-                outcome = disk_error(outcome)
-            if isinstance(outcome, BaseException) and not isinstance(
-                outcome, PepsError
-            ):
-                raise outcome
+            if isinstance(outcome, Exception) and not isinstance(outcome, PepsError):
+                raise outcome  # a fault of these scripts
             yield item, outcome
-    except RuntimeError as err:
-        raise PepsError(f"{err}; free some memory or processes") from err
     finally:
         list(todo)  # so that nobody begins with what is left
     yield from ((item, GivenUp(f"no answer for {patience_s} s")) for item in left)
 
 
-def patiently(work: Callable[[], R]) -> R:
+def start_thread(work: Callable[[], None]) -> None:
+    """Start a thread that does not keep the process alive; raises PepsError."""
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError as err:
+        raise PepsError(f"{err}; free some memory or processes") from err
+
+
+def work_through(
+    work: Callable[[T], R],
+    todo: Iterator[T],
+    done: SimpleQueue[tuple[T, R | Exception]],
+) -> None:
+    """Work on what is left to do, which several threads share; tell each outcome."""
+    outcome: R | Exception
+    for item in todo:
+        try:
+            outcome = work(item)
+        except OSError as err:
+            outcome = disk_error(err)
+        except Exception as err:
+            outcome = err
+        done.put((item, outcome))
+
+
+def patiently(work: Callable[..., R], *args: Any) -> R:
     """Do one thing in a thread; raises what it raises, GivenUp after two minutes."""
-    ((_, outcome),) = in_threads(lambda _: work(), [None], 1, PATIENCE_S)
+    [(_, outcome)] = in_threads(lambda _: work(*args), [None], 1, PATIENCE_S)
     if isinstance(outcome, PepsError):
         raise outcome
     return outcome
 
 
-def innermost(err: BaseException) -> BaseException:
-    """What an error came from in the end."""
-    return err if err.__context__ is None else innermost(err.__context__)
-
-
 def reason(err: BaseException) -> str:
     """The innermost cause of an error of the network, in words."""
-    cause = innermost(err)
-    words = in_words(cause) if isinstance(cause, OSError) else str(cause)
-    return one_line(words, 120) or type(cause).__name__
+    if err.__context__:
+        return reason(err.__context__)
+    return one_line(in_words(err) if isinstance(err, OSError) else err, 120)
 
 
-def network_error(err: Exception, url: str, proxy: str = "") -> PepsError:
+def network_error(err: Exception, url: str) -> PepsError:
     """The error that a failure of the network is, with the host or proxy to blame."""
-    host, words, cause = host_of(url), reason(err), type(innermost(err)).__name__
-    if cause == "SSLCertVerificationError":
+    from requests.exceptions import ProxyError, RequestException
+
+    request = getattr(err, "request", None)
+    if request:  # of the last redirect
+        url = request.url
+    host, words = host_of(url), reason(err)
+    if "certificate verify failed" in words:
         return PepsError(
             f"{host} does not prove that it is {host}: {words}; behind a proxy of your "
             "own name its CA in REQUESTS_CA_BUNDLE"
         )
-    if type(err) is OSError:  # what requests says of a file of CAs that is missing
-        return PepsError(f"{one_line(err)}; put REQUESTS_CA_BUNDLE right")
-    if "Tunnel connection failed: 407" in words:
-        return proxy_refuses(proxy)
-    if type(err).__name__ == "ProxyError" or "Tunnel connection failed" in words:
-        return NoAnswer(f"the proxy {host_of(proxy)} gives no way to {host} ({words})")
-    if isinstance(err, ValueError) and proxy.startswith("socks"):
+    if isinstance(err, ProxyError) or "Tunnel connection failed" in words:
+        kind = PepsError if " 407 " in words else NoAnswer
+        return kind(f"the proxy {proxy_of(url)} gives no way to {host} ({words})")
+    if "SOCKS" in words:
+        return PepsError(f"{words} python -m pip install 'requests[socks]'")
+    # An address that is none is a ValueError or TypeError, whose words may hold a
+    # proxy's password; a file of CAs that is missing is no error of requests' own.
+    if isinstance(err, (ValueError, TypeError)):
         return PepsError(
-            f"the proxy {host_of(proxy)} needs a package: "
-            "python -m pip install 'requests[socks]'"
+            f"'{one_line(url)}' cannot be asked: it, what it redirects to, or the "
+            "proxy in HTTPS_PROXY or HTTP_PROXY is no address"
         )
-    if isinstance(err, ValueError):
-        return PepsError(f"the address '{one_line(url)}' is refused: {words}")
-    if cause == "gaierror":
+    if not isinstance(err, RequestException):
+        return PepsError(f"{words}; put REQUESTS_CA_BUNDLE right")
+    if "getaddrinfo" in words or "Name or service" in words:
         words = f"{words}; check --server"
     return NoAnswer(f"{host} gives no answer ({words})")
 
 
-def proxy_refuses(proxy: str) -> PepsError:
-    remedy = "name it in HTTPS_PROXY or HTTP_PROXY"
-    return PepsError(f"the proxy {host_of(proxy)} wants an account (407); {remedy}")
+def proxy_of(url: str) -> str:
+    """The host of the proxy on the way to a URL, by the environment."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(url, get_environ_proxies(url)) or ""
+    return host_of(proxy if "://" in proxy else f"http://{proxy}")
 
 
-class Door(NamedTuple):
-    """What every request passes, each hop of a redirect too: a transport adapter.
+def retrying(statuses: set[int]) -> HTTPAdapter:
+    """A transport that repeats what gets no answer, or one of these HTTP statuses."""
+    from requests.adapters import HTTPAdapter
+    from urllib3 import Retry
 
-    The account goes along here, or does not, and failures become words. `made` is
-    called when a connection is made, through proxy, tunnel and TLS.
-    """
-
-    base: str
-    token: str
-    adapter: Any
-    made: Callable[[], None] | None
-
-    def send(self, request: Any, **options: Any) -> Any:
-        from requests.utils import select_proxy
-        from urllib3.exceptions import HTTPError
-
-        url = request.url = prefer_https(request.url, self.base)
-        request.headers.pop("Authorization", None)
-        if may_carry_password(url, self.base):
-            request.headers["Authorization"] = f"Basic {self.token}"
-        if is_loopback(host_in(url)):
-            options["proxies"] = {}
-        proxy = select_proxy(url, options["proxies"]) or ""
-        if proxy and not http_url(re.sub("^([a-z0-9]+://)?", "http://", proxy)):
-            raise PepsError("the proxy in the environment (HTTPS_PROXY …) is no URL")
-        try:
-            if self.made:
-                self.watch(request, options, self.made)
-            response = self.adapter.send(request, **options)
-        except (OSError, ValueError, HTTPError) as err:
-            raise network_error(err, url, proxy) from err
-        if response.status_code == 407:
-            raise proxy_refuses(proxy)
-        if response.is_redirect:
-            response.close()  # nobody reads its body
-        return response
-
-    def watch(self, request: Any, options: Any, made: Callable[[], None]) -> None:
-        """Let the connections for a request tell when they are made."""
-        pool = self.adapter.get_connection_with_tls_context(
-            request, options["verify"], options["proxies"], options["cert"]
-        )
-
-        class Watched(pool.ConnectionCls):  # type: ignore[misc, name-defined]
-            def connect(self) -> None:
-                super().connect()
-                made()
-
-        pool.ConnectionCls = Watched
-
-    def close(self) -> None:
-        self.adapter.close()
-
-
-def make_session(
-    base: str,
-    token: str,
-    tries: int,
-    statuses: Collection[int] = (),
-    made: Callable[[], None] | None = None,
-) -> Session:
-    """A requests session whose every request passes a `Door`.
-
-    It repeats what gets no answer, or one of these HTTP statuses.
-    """
-    import requests
-    import urllib3
-
-    class Tries(urllib3.Retry):
-        def get_retry_after(self, response: Any) -> float | None:
+    class Tries(Retry):
+        def parse_retry_after(self, retry_after: str) -> float:
             """No Retry-After beyond the patience is waited for."""
-            wait = super().get_retry_after(response)
-            return wait if wait and wait <= PATIENCE_S else None
+            wait_s = super().parse_retry_after(retry_after)
+            return wait_s if wait_s <= PATIENCE_S else 0
 
-    session = requests.Session()
-    session.auth = lambda request: request  # so that ~/.netrc is not consulted
-    session.rebuild_auth = lambda *hop: None  # type: ignore[method-assign]
-    agent = f"peps_maja/{__version__} {requests.utils.default_user_agent()}"
-    session.headers.update({"User-Agent": agent, "Accept-Encoding": "identity"})
     retry = Tries(
-        tries - 1,
+        TRIES - 1,
         status_forcelist=statuses,
         backoff_factor=BACKOFF_S,
         raise_on_status=False,
     )
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=POOL_SIZE, max_retries=retry)
-    door: Any = Door(base, token, adapter, made)
-    session.mount("http://", door)
-    session.mount("https://", door)
-    return session
+    return HTTPAdapter(pool_maxsize=POOL_SIZE, max_retries=retry)
+
+
+def watching(made: threading.Event) -> HTTPAdapter:
+    """A transport that sets `made` once it has a connection.
+
+    The connection is made when proxy, tunnel and TLS have let it through.
+    """
+    from requests.adapters import HTTPAdapter
+
+    class Watching(HTTPAdapter):
+        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+            pool: Any = super().get_connection_with_tls_context(*args, **options)
+
+            class Watched(pool.ConnectionCls):  # type: ignore[misc]
+                def connect(self) -> None:
+                    super().connect()
+                    made.set()
+
+            pool.ConnectionCls = Watched
+            return pool
+
+    return Watching()
 
 
 def chunks(response: Response, read: Callable[..., bytes]) -> Iterator[bytes]:
@@ -923,29 +886,33 @@ def chunks(response: Response, read: Callable[..., bytes]) -> Iterator[bytes]:
     """
     from urllib3.exceptions import HTTPError
 
-    while True:
-        try:
-            chunk = read(CHUNK_BYTES, decode_content=False)
-        except (HTTPError, OSError) as err:
-            raise CutOff(f"{host_of(response.url)} breaks off ({reason(err)})") from err
-        if not chunk:
-            return
-        yield chunk
+    try:
+        yield from iter(lambda: read(CHUNK_BYTES), b"")
+    except (HTTPError, OSError) as err:
+        raise CutOff(f"{host_of(response.url)} breaks off ({reason(err)})") from err
 
 
-def read_body(response: Response, most: int, body: bytearray) -> bytes:
-    """Read a document's body, which `body` holds as it arrives, into memory.
+def read_body(
+    response: Response, body: bytearray, most: int = DOCUMENT_MAX_BYTES
+) -> bytes:
+    """Read a document, which `body` holds as it arrives.
 
-    It is unpacked if it came as gzip, which nobody asked for. Raises CutOff, PepsError
-    for more than `most` bytes.
+    Raises CutOff, PepsError for more than `most` bytes.
     """
-    import zlib
-
     for chunk in chunks(response, response.raw.read1):
         body += chunk
         if len(body) > most:
-            size = f"more than {most / 1e6:.1f} MB, which is refused"
-            raise PepsError(f"{host_of(response.url)} sends a document of {size}")
+            raise PepsError(
+                f"{host_of(response.url)} sends a document of more than "
+                f"{most / 1e6:.1f} MB, which is refused"
+            )
+    return unpacked(body, most)
+
+
+def unpacked(body: bytearray, most: int = DOCUMENT_MAX_BYTES) -> bytes:
+    """A document without the gzip that nobody asked for, up to `most` bytes."""
+    import zlib
+
     with contextlib.suppress(zlib.error):
         if body.startswith(b"\x1f\x8b"):
             return zlib.decompressobj(wbits=31).decompress(body, most)
@@ -953,26 +920,21 @@ def read_body(response: Response, most: int, body: bytearray) -> bytes:
 
 
 def meaning(status: int, document: bytes) -> tuple[int, str]:
-    """What an answer says, as an HTTP status, and in which words.
+    """What an answer says, as an HTTP status, and its words behind a colon, if any.
 
-    Those of a WPS refusal or a JSON error win over the real HTTP status.
+    What a WPS refusal or a JSON error says wins over the real HTTP status.
     """
     with contextlib.suppress(Unreadable):
         answer = parse_wps(document)
         if answer.failed:
-            return answer.code or status, one_line(answer.message)
+            return answer.code or status, f": {one_line(answer.message)}"
     return status, ""
 
 
-class Reply(NamedTuple):
-    """What came of an order: its answer, and what that means if it names no job.
-
-    `certain` is whether then nothing was ordered.
-    """
-
-    document: bytes
-    error: PepsError
-    certain: bool
+def close_redirect(response: Response, **options: Any) -> None:
+    """Close a redirect, whose body requests would read to its end."""
+    if response.is_redirect:
+        response.close()
 
 
 class Service:
@@ -980,20 +942,49 @@ class Service:
 
     def __init__(self, base: str, token: str):
         try:
-            import requests  # noqa: F401
+            import requests
             from urllib3 import BaseHTTPResponse  # noqa: F401  (new in 2.0)
         except ImportError as err:
             raise UsageError(
                 "requests 2.32.2 and urllib3 2.2 or later are needed: "
                 "python -m pip install -U requests urllib3"
             ) from err
-        self.base = base
-        self._session = partial(make_session, base, token)
-        self.documents = self._session(TRIES, RETRIED | {404})
-        self.products = self._session(TRIES, RETRIED)
-        self.wishes = self._session(1)
+        self.base, self.token = base, token
+        self.documents = self._session(retrying(RETRIED | {404}))
+        self.products = self._session(retrying(RETRIED))
+        self.wishes = self._session(requests.adapters.HTTPAdapter())
         self._silent: dict[str, list[PepsError]] = {}
         self._refused: PepsError | None = None  # the account
+
+    def _session(self, adapter: HTTPAdapter) -> Session:
+        """A session in which every request goes through `_sign`."""
+        import requests
+
+        session = requests.Session()
+        session.auth = self._sign  # in the place of ~/.netrc
+        session.rebuild_auth = self._sign  # type: ignore[method-assign]
+        session.headers["User-Agent"] = f"peps_maja/{__version__}"
+        session.headers["Accept-Encoding"] = "identity"
+        session.hooks["response"] = close_redirect
+        session.max_redirects = 5
+        if is_loopback(host_in(self.base)):
+            session.proxies = {f"http://{host_in(self.base)}": ""}  # past any proxy
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
+        return session
+
+    def _sign(self, request: Any, *hop: Any) -> Any:
+        """Let the account go along with a request or not, on each hop of a redirect."""
+        request.url = prefer_https(request.url, self.base)
+        request.headers.pop("Authorization", None)
+        if may_carry_password(request.url, self.base):
+            request.headers["Authorization"] = f"Basic {self.token}"
+        return request
+
+    def begin_look(self) -> None:
+        """Ask those again who were given up."""
+        self._silent.clear()
+        self._refused = None
 
     def ask(
         self, session: Session, url: str, method: str = "GET", **headers: str
@@ -1002,11 +993,12 @@ class Service:
 
         The response may have any status; its body is unread.
         """
+        # A TypeError is what requests answers to a proxy without a host.
         try:
             return session.request(
                 method, url, headers=headers, stream=True, timeout=TIMEOUTS_S
             )
-        except (OSError, ValueError) as err:  # requests' own errors are OSErrors
+        except (OSError, ValueError, TypeError) as err:
             raise network_error(err, url) from err
 
     def open(self, session: Session, url: str, **headers: str) -> Response:
@@ -1036,13 +1028,13 @@ class Service:
     ) -> tuple[bytes, R]:
         """A document byte for byte, and its value; raises PepsError, Gone, NoAnswer."""
         session = self.products if what == "search" else self.documents
-        for number in range(1, TRIES + 1):
+        for number in range(TRIES):
             try:
                 with self.open(session, url) as response:
-                    document = read_body(response, most, bytearray())
+                    document = read_body(response, bytearray(), most)
                 break
             except CutOff:
-                if number == TRIES:
+                if number == TRIES - 1:
                     raise
                 time.sleep(BACKOFF_S * number)
         if response.status_code != 200 or parse_json_error(document):
@@ -1056,25 +1048,32 @@ class Service:
         """The error that an answer means."""
         host = host_of(response.url)
         code, words = meaning(response.status_code, document)
-        said = f"({code}): {words}" if words else f"({code})"
-        if code in (401, 403) and "Authorization" not in response.request.headers:
+        if code == 401 and "Authorization" not in response.request.headers:
             return PepsError(
-                f"{host} wants an account for the {what} {said}; yours goes only over "
-                f"https, to hosts of {host_of(self.base)}'s domain"
+                f"{host} wants an account for the {what} ({code}){words}; yours goes "
+                f"only over https, to hosts of {host_of(self.base)}'s domain"
             )
         if code == 401:
-            remedy = f"check {console.account}"
-            self._refused = PepsError(f"{host} refused the account {said}; {remedy}")
+            self._refused = PepsError(
+                f"{host} refused the account ({code}){words}; check {console.account}"
+            )
             return self._refused
+        if code == 407:
+            return PepsError(
+                f"the proxy {proxy_of(response.url)} wants an account ({code}){words}; "
+                "name it in HTTP_PROXY"
+            )
         if code in (404, 410) and what in ("search", "order"):
-            return PepsError(f"{host} has no such {what} {said}; check --server")
+            return PepsError(
+                f"{host} has no such {what} ({code}){words}; check --server"
+            )
         if code in (404, 410):
-            return Gone(f"{host} has no such {what} {said}")
+            return Gone(f"{host} has no such {what} ({code}){words}")
         if code == 202:
-            return NotYet(f"{host}: the {what} is not ready {said}")
+            return NotYet(f"{host}: the {what} is not ready ({code}){words}")
         if code in RETRIED:
-            return NotYet(f"{host} is out of order {said}")
-        return Refused(f"{host} refused the {what} {said}")
+            return NotYet(f"{host} is out of order ({code}){words}")
+        return Refused(f"{host} refused the {what} ({code}){words}")
 
     def search(self, area: str, start: str, end: str, orbit: int | None) -> list[Any]:
         """The catalogue's L1C features of an area, of one relative orbit or of all.
@@ -1083,12 +1082,13 @@ class Service:
         are ISO 8601, UTC. Raises PepsError.
         """
         query = search_url(self.base, area, start, end)
-        mark = "" if orbit is None else f"_R{orbit:03}_"
+        mark = f"_R{orbit:03}_" if orbit else ""
         found: dict[str, Any] = {}
         for number in range(1, PAGES_MAX + 1):
             url = query if number == 1 else f"{query}&page={number}"
-            read = partial(self.read, url, "search", parse_page, PAGE_MAX_BYTES)
-            _, (features, more) = patiently(read)
+            _, (features, more) = patiently(
+                self.read, url, "search", parse_page, PAGE_MAX_BYTES
+            )
             before = len(found)
             found.update((json.dumps(feature), feature) for feature in features)
             # A server that does not know `page` sends the same one for ever.
@@ -1099,41 +1099,53 @@ class Service:
             "narrow the search"
         )
 
-    def place(self, url: str) -> Reply:
-        """Send an order once; Ctrl-C ends the waiting for its answer."""
-        body, made = bytearray(), threading.Event()
+    def place(self, url: str, body: bytearray) -> tuple[PepsError, bool]:
+        """Send an order once; `body` holds the answer as it arrives.
 
-        def send() -> tuple[Response, bytes]:
-            session = self._session(1, made=made.set)
-            with self.ask(session, url, Connection="close") as response:
-                return response, read_body(response, DOCUMENT_MAX_BYTES, body)
+        Returns what that means if it names no job, and whether then certainly nothing
+        was ordered. Ctrl-C ends the waiting.
+        """
+        made = threading.Event()
+
+        def send() -> Response:
+            with self.ask(self._session(watching(made)), url) as response:
+                read_body(response, body)
+                return response
 
         try:
-            response, document = patiently(send)
+            response = patiently(send)
         except KeyboardInterrupt as stopped:
-            error = Interrupted(stopped, "its answer was not there")
-            return Reply(bytes(body), error, False)
-        except GivenUp as err:
-            return Reply(bytes(body), err, False)
+            return Interrupted(stopped), False
+        except GivenUp as err:  # it may still connect
+            return err, False
         except PepsError as err:
-            return Reply(bytes(body), err, not made.is_set())
+            return err, not made.is_set()
+        document = unpacked(body)
         code, _ = meaning(response.status_code, document)
-        refused = code in (429, 503) or (400 <= code < 500 and code != 408)
+        refused = code == 503 or (400 <= code < 500 and code != 408)
         if refused and not response.history:  # behind a redirect nothing is refused
-            return Reply(document, self.refusal(response, "order", document), True)
-        words = f"{host_of(response.url)} answered {response.status_code}, and no job"
-        return Reply(document, PepsError(words), False)
+            return self.refusal(response, "order", document), True
+        return PepsError(f"{host_of(response.url)} answered {code}, and no job"), False
 
 
 def require_plain(path: Path) -> None:
     """Raise OSError if there is something that is no plain file, such as a folder."""
-    if path.exists() and not path.is_file():
-        words = "is a folder" if path.is_dir() else "is no plain file"
+    words = "is no plain file"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return
+        mode, words = 0, "is a link to nowhere"
+    if stat.S_ISDIR(mode):
+        words = "is a folder"
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, words, str(path))
 
 
 def make_durable(file: BinaryIO) -> None:
     """Bring a file's content to the disk; a warning where the disk knows no fsync."""
+    file.flush()
     try:
         os.fsync(file.fileno())
     except OSError as err:
@@ -1142,36 +1154,24 @@ def make_durable(file: BinaryIO) -> None:
         console.warn(f"the disk does not promise to keep {file.name}")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can."""
-    with contextlib.suppress(OSError):
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
 def write_whole(path: Path, document: bytes) -> None:
     """Write a small file whole or not at all; raises OSError."""
     require_plain(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = Path(f"{path}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             file.write(document)
-            file.flush()
             make_durable(file)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def save_features(path: Path, features: list[Any]) -> None:
     """Save a catalogue answer as one FeatureCollection."""
-    value = {"type": "FeatureCollection", "features": features}
+    whole = json.dumps({"type": "FeatureCollection", "features": features})
     with named_file(path, "choose another file with --json"):
-        write_whole(path, json.dumps(value, indent=1).encode())
+        write_whole(path, whole.encode())
 
 
 def make_folder(folder: Path) -> None:
@@ -1190,8 +1190,7 @@ def read_list(path: Path) -> list[str]:
     with named_file(path, "give a product list"):
         require_plain(path)
         content = path.read_bytes() if path.exists() else b""
-    lines = as_text(content).splitlines()
-    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    names = list(dict.fromkeys(as_text(content).split()))
     for name in names:
         if not PRODUCT.fullmatch(name):
             raise UsageError(
@@ -1202,13 +1201,13 @@ def read_list(path: Path) -> list[str]:
 
 def beside(log: Path, suffix: str) -> Path:
     """The file beside a log: `X.stat` for `X.log`; to any other name it is appended."""
-    return log.with_name(f"{re.sub('[.]log$', '', log.name)}{suffix}")
+    return Path(re.sub("[.]log$", "", str(log)) + suffix)
 
 
 def find_log(name: str, folders: Iterable[Path]) -> Path:
     """A product's log: where it holds a job, else one that is there, else the first."""
     logs = [folder / f"{name}.log" for folder in folders]
-    there = [log for log in logs if os.path.lexists(log)]
+    there = [log for log in logs if os.path.isfile(log)]
     for log in there:
         with contextlib.suppress(OSError, Unreadable):
             answer = parse_log(log.read_bytes())
@@ -1242,7 +1241,11 @@ def read_log(log: Path, again: str) -> WpsAnswer | None:
         require_plain(log)
         content = log.read_bytes() if log.exists() else None
     if content is None:
-        require_no_old_note(log.with_name(f"{log.name}.part"))
+        if os.path.lexists(f"{log}.part"):
+            raise OrderInDoubt(
+                f"{log}.part may hold an order of version 1.1 that is in doubt: look "
+                "into it, and at your jobs, then move it away"
+            )
         return None
     if not content.strip():
         raise UsageError(f"{log} is empty; {again}")
@@ -1255,19 +1258,10 @@ def read_log(log: Path, again: str) -> WpsAnswer | None:
     return answer
 
 
-def require_no_old_note(part: Path) -> None:
-    """Raise OrderInDoubt for the note that version 1.1 left beside a missing log."""
-    if os.path.lexists(part):
-        raise OrderInDoubt(
-            f"{part} may hold an order of version 1.1 that is in doubt: look into it, "
-            "and at your jobs, then move it away"
-        )
-
-
 def in_doubt(log: Path, note: str, again: str) -> OrderInDoubt:
     """The error that a note means: what was sent when, where to look, both ways out."""
     return OrderInDoubt(
-        f"{log} is in doubt: {one_line(note, 600)}; it may have been accepted, so it "
+        f"{log} is in doubt: {printable(note)}; it may have been accepted, so it "
         "is not sent again. Look at your jobs on that service: if it is there, write "
         f"its status URL alone into {log}; if not, {again}"
     )
@@ -1282,93 +1276,123 @@ def order(
     whatever the log holds; that is kept as `<log>.1`, `.2` … Raises OrderInDoubt;
     Refused where this order alone is refused; PepsError.
     """
-    if not force:
-        held = read_log(log, again)
-        if held and held.holds_job:
-            return held, False
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    note = f"{NOTE} of {when}, by process {os.getpid()}: {url}"
+    held = None if force else read_log(log, again)
+    if held and held.holds_job:
+        return held, False
     with named_file(log, "nothing was sent; choose another log file"):
         require_plain(log)
-        aside = set_aside(log)
-        try:
-            write_note(log, note)
-        except OSError:
-            put_back(log, aside)
-            raise
-    reply = service.place(url)
+        # Where there was no log, one that is there by now is another run's.
+        note = write_note(log, url, set_aside(log) if held or force else None)
+    body = bytearray()
+    error, certain = service.place(url, body)
+    document = unpacked(body)
     with contextlib.suppress(Unreadable):
-        answer = parse_wps(reply.document)
+        answer = parse_wps(document)
         if answer.holds_job:
-            keep_answer(log, note, answer, reply.document)
+            keep_answer(note, answer, document)
+            if isinstance(error, Interrupted):
+                raise error
             return answer, True
-    if reply.certain:
-        if is_ours(log, note):
-            log.unlink()
-            put_back(log, aside)
-        raise reply.error
-    with contextlib.suppress(OSError), open(log, "ab") as file:
-        file.write(f"{reply.error}\n".encode() + reply.document)
-    doubt = in_doubt(log, f"{note} ({reply.error})", again)
-    if isinstance(reply.error, Interrupted):
-        doubt.status = reply.error.status
+    if certain:
+        remove_note(note)
+        raise error
+    add_to_note(note, error, document)
+    doubt = in_doubt(log, f"{note.text} ({error})", again)
+    doubt.status = worst([doubt.status, error.status])
     raise doubt
+
+
+class Note(NamedTuple):
+    """What stands in a log while an order is under way, and if it dies.
+
+    It is the lock between two orders. What the log held before is in `aside`.
+    """
+
+    log: Path
+    text: str
+    aside: Path | None
 
 
 def set_aside(log: Path) -> Path | None:
     """Move what a log holds to the first free name of `<log>.1`, `.2` …"""
-    number = 0
-    while os.path.lexists(log):
-        number += 1
-        copy = log.with_name(f"{log.name}.{number}")
-        with contextlib.suppress(FileExistsError):
+    number = 1
+    while log.exists():
+        copy = Path(f"{log}.{number}")
+        try:
             copy.touch(exist_ok=False)  # so that no other run takes the same name
-            os.replace(log, copy)
-            return copy
+        except FileExistsError:
+            number += 1
+            continue
+        try:
+            return log.replace(copy)
+        except FileNotFoundError:  # another run has moved it
+            copy.unlink()
     return None
 
 
-def put_back(log: Path, aside: Path | None) -> None:
-    """Undo `set_aside`."""
-    if aside:
-        os.replace(aside, log)
-
-
-def write_note(log: Path, note: str) -> None:
+def write_note(log: Path, url: str, aside: Path | None) -> Note:
     """Make a log that was not there, durably, with a note in it.
 
-    The note is the lock between two orders, and the memory of one that died. Raises
-    NotYet if another run was first, OSError.
+    Raises NotYet if another run was first, OSError.
     """
+    now = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+    note = Note(log, f"{NOTE} of {now}, by process {os.getpid()}: {url}", aside)
     try:
         with open(log, "xb") as file:
-            file.write(f"{note}\n\n".encode())
+            file.write(f"{note.text}\n\n".encode())
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError as err:
         raise NotYet(f"another run is at work on {log}") from err
     except OSError:
-        log.unlink(missing_ok=True)
+        restore(log, aside)
         raise
-    sync_folder(log.parent)
+    with contextlib.suppress(OSError):  # not every system can make a name durable
+        folder = os.open(log.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return note
 
 
-def is_ours(log: Path, note: str) -> bool:
-    """Whether this run's note stands in a log, and not another's."""
+def restore(log: Path, aside: Path | None) -> None:
+    """Let a log be what it was before the order."""
+    if aside:
+        os.replace(aside, log)
+    else:
+        log.unlink(missing_ok=True)
+
+
+def stands(note: Note) -> bool:
+    """Whether this run's note is still in its log, and not another's."""
     with contextlib.suppress(OSError):
-        return log.read_bytes().startswith(note.encode())
+        return note.log.read_bytes().startswith(note.text.encode())
     return False
 
 
-def keep_answer(log: Path, note: str, job: WpsAnswer, document: bytes) -> None:
-    """Let the answer replace this run's note; raises PepsError with the job's place."""
+def remove_note(note: Note) -> None:
+    """Take a note away: nothing was ordered."""
+    if stands(note):
+        restore(note.log, note.aside)
+
+
+def add_to_note(note: Note, error: PepsError, document: bytes) -> None:
+    """Add to a note what became of the order, as far as anybody knows."""
+    if stands(note):
+        with contextlib.suppress(OSError), open(note.log, "ab") as file:
+            file.write(f"{error}\n".encode() + document)
+
+
+def keep_answer(note: Note, job: WpsAnswer, document: bytes) -> None:
+    """Let the answer replace a note; raises PepsError with the job's place."""
     try:
-        if not is_ours(log, note):
+        if not stands(note):
             raise FileExistsError("another order stands there")
-        write_whole(log, document)
+        write_whole(note.log, document)
     except OSError as err:
         raise PepsError(
-            f"job {one_line(job.job_id)} is ordered, but {log} cannot be written "
+            f"job {one_line(job.job_id)} is ordered, but {note.log} cannot be written "
             f"({in_words(err)}); write its status URL {one_line(job.status_location)} "
             "alone into a file: that is a log, too"
         ) from err

@@ -14,11 +14,10 @@ from peps_common import Status, UsageError
 
 def build_parser() -> common.Parser:
     parser = common.Parser(
-        "peps_maja_download",
         "Ask how the MAJA jobs of a product list stand, and download the products of\n"
         "those that are finished. What is on disk is not fetched again.",
-        "-p prod_list_toulouse.txt -a peps.txt -w PEPS_MAJA",
-        "-p prod_list_toulouse.txt -a peps.txt -w PEPS_MAJA --wait",
+        "  %(prog)s -p prod_list_toulouse.txt -a peps.txt -w PEPS_MAJA\n"
+        "  %(prog)s -p prod_list_toulouse.txt -w PEPS_MAJA --wait\n",
     )
     listed = "the product list that peps_maja_process wrote"
     parser.add_argument(
@@ -50,7 +49,7 @@ def run(args: Any) -> Status:
             f"no product of {args.prod_list} has a log in {args.write_dir}, beside the "
             "list or here; give the folder that they were ordered with (-w)"
         )
-    return follow_up(find_jobs, args, single=True)
+    return follow_up(find_jobs, args, [], True)
 
 
 def main(argv: list[str] | None = None) -> int:

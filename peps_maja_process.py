@@ -64,13 +64,12 @@ class Parser(common.Parser):
 
 def build_parser() -> common.Parser:
     parser = Parser(
-        "peps_maja_process",
         "Search the catalogue and order one MAJA job for each Sentinel-2 L1C product\n"
         "found. For a whole time series of a tile full_maja_process is far cheaper.\n"
         "The product list leads peps_maja_download to the products.",
-        "-l Toulouse -d 2017-11-01 -f 2017-12-01 -p prod_list.txt",
-        "--lon 1 --lat 43.5 -d 2017-11-01 -f 2017-12-01 -p prod_list.txt",
-        "-t 31TCJ -o 51 -d 2017-11-01 -f 2017-12-01 -p prod_list.txt -n",
+        "  %(prog)s -l Toulouse -d 2017-11-01 -f 2017-12-01 -p list.txt\n"
+        "  %(prog)s --lat 43.5 --lon 1 -d 2017-11-01 -p list.txt\n"
+        "  %(prog)s -t 31TCJ -o 51 -d 2017-11-01 -f 2017-12-01 -p list.txt -n\n",
     )
     add = parser.add_argument
     add("-t", "--tile", type=common.as_tile, help="area: an MGRS tile, such as 31TCJ")
@@ -169,13 +168,12 @@ def add_to_list(path: Path, name: str) -> None:
         if text and not text.endswith(b"\n"):
             file.write(b"\n")
         file.write(f"{name}\n".encode())
-        file.flush()
         common.make_durable(file)
 
 
 def job_url(args: Any, product: L1C) -> str:
     flags = "storeExecuteResponse=true&status=true&title=Maja-Process"
-    return common.execute_url(args.server, "MAJA", {"product": product.name}, flags)
+    return common.execute_url(args.server, "MAJA", f"product={product.name}", flags)
 
 
 def again(args: Any, log: Path) -> str:
@@ -198,7 +196,7 @@ def find(service: Service, args: Any, area: str) -> list[L1C]:
         words = "no product answers the search; look at the area, the dates, the orbit"
         raise PepsError(words)
     for product in named:
-        console.say(f"{product.name}  ({one_line(product.storage, 20)})")
+        console.say(f"{product.name}  ({product.storage})")
     return named
 
 
