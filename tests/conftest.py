@@ -60,11 +60,12 @@ def account(folder, peps):
 
 
 @pytest.fixture
-def run(capsys, account):
+def run(capsys, account, monkeypatch):
     """Run a script's main in this process; it must end with `status`."""
 
     def run(script: str, *argv: object, status: int | None = 0) -> Result:
         capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [f"{script}.py"])
         found = importlib.import_module(script).main([str(arg) for arg in argv])
         result = Result(found, *capsys.readouterr())
         assert status is None or found == status, result

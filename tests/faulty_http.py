@@ -187,7 +187,8 @@ class Server(socketserver.ThreadingTCPServer):
             with contextlib.suppress(OSError):
                 request.shutdown(socket.SHUT_RDWR)
         for thread, _ in threads:
-            thread.join(5)
+            if thread.ident:  # else it is only about to start
+                thread.join(5)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -230,8 +230,8 @@ class PepsProcess(Process):
         return super().execute(wps_request, uuid)
 
     def _run_async(self, wps_request, wps_response):
-        # PyWPS would fork, which can hang on a lock that another thread held. A thread of
-        # its own would race with the answer. So this waits for the answer.
+        # PyWPS would fork, which can hang on a lock that another thread held, and a
+        # thread of its own would race with the answer. So this waits for the answer.
         self.peps.deferred.append(lambda: self._run_process(wps_request, wps_response))
 
 
@@ -425,7 +425,8 @@ class LocalPeps:
             while last.recv(65536):
                 pass
         for thread in list(self._server.open):
-            thread.join(10)
+            if thread.ident:
+                thread.join(10)
 
     def count_sent(self, path: str, size: int):
         with self._changed:

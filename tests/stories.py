@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,12 @@ def report_of(results: object, **info: object) -> dict:
 def limited(size: int):
     """For preexec_fn: files may grow to so many bytes, which stands for a full disk."""
     resource = pytest.importorskip("resource")
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    def limit():
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # others would read half of it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
 
 
 def only_line(ended: Result | str, *words: str) -> str:
