@@ -37,6 +37,7 @@ from peps_common import (
     WpsAnswer,
     as_dict,
     beside,
+    by_reason,
     console,
     host_in,
     host_of,
@@ -50,7 +51,6 @@ from peps_common import (
     plural,
     read_body,
     require_plain,
-    say_failures,
     write_whole,
 )
 
@@ -821,7 +821,8 @@ class FollowUp:
             keep(job, asked.documents)
             if asked.stale and job.standing.state != FINISHED:
                 stale.append((job.name, f"its report was not refreshed: {asked.stale}"))
-        common.warn_each("job", stale)
+        for who, words in by_reason("job", stale):
+            console.warn(f"{who}: {words}", also_quiet=True)
 
     def measure(self, service: Service, products: list[Product]) -> None:
         """Ask for the sizes of products, a wish; the first in vain is the last."""
@@ -855,14 +856,16 @@ class FollowUp:
                     line += " (the service's count, which is optimistic)"
                 later = f"; {console.later()}" if console.due else ""
                 console.say(f"{job.name}: {line}{later}")
-        say_failures("job", failures)
+        for who, err in by_reason("job", failures):
+            console.error(err, who)
 
     def tell_failures(self) -> None:
         """Say which products cannot be had, as far as that is new."""
         failed = [one for one in self.products.values() if one.status != Status.OK]
         errors = [(one.path.name, one.error) for one in failed if one.error]
         new = [one for one in errors if self.is_new(one[0], str(one[1]))]
-        say_failures("product", new)
+        for who, err in by_reason("product", new):
+            console.error(err, who)
 
     def fetch(self, service: Service, products: list[Product]) -> None:
         """Download products side by side, and say what becomes of them."""

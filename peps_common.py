@@ -17,7 +17,6 @@ import os
 import re
 import shlex
 import signal
-import stat
 import sys
 import threading
 import time
@@ -214,23 +213,13 @@ def one_line(text: object, limit: int = 300) -> str:
     return " ".join(printable(words).split())[:limit]
 
 
-def say_failures(noun: str, failures: list[tuple[str, PepsError]]) -> None:
-    """Say what failed and why; things that failed for one reason are one line."""
-    counts = Counter(str(err) for _, err in failures)
-    for name, err in failures:
-        count = counts.pop(str(err), 0)  # 0: that reason has been said
-        if count:
-            console.error(err, name if count == 1 else plural(count, noun))
-
-
-def warn_each(noun: str, warnings: list[tuple[str, str]]) -> None:
-    """Warn of things, also with -q; those of one reason are one line."""
-    counts = Counter(words for _, words in warnings)
-    for name, words in warnings:
-        count = counts.pop(words, 0)
-        if count:
-            who = name if count == 1 else plural(count, noun)
-            console.warn(f"{who}: {words}", also_quiet=True)
+def by_reason(noun: str, things: list[tuple[str, R]]) -> Iterator[tuple[str, R]]:
+    """Things by name, each with its reason; those of one reason are one: 2 jobs."""
+    counts = Counter(str(reason) for _, reason in things)
+    for name, reason in things:
+        count = counts.pop(str(reason), 0)
+        if count:  # else that reason was yielded before
+            yield name if count == 1 else plural(count, noun), reason
 
 
 def plural(count: int, noun: str) -> str:
@@ -841,12 +830,16 @@ def retrying(statuses: set[int]) -> HTTPAdapter:
     """A transport that repeats what gets no answer, or one of these HTTP statuses."""
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
+    from urllib3.exceptions import InvalidHeader
 
     class Tries(Retry):
         def parse_retry_after(self, retry_after: str) -> float:
-            """No Retry-After beyond the patience is waited for."""
-            wait_s = super().parse_retry_after(retry_after)
-            return wait_s if wait_s <= PATIENCE_S else 0
+            """No Retry-After beyond the patience is waited for, nor one of no sense."""
+            with contextlib.suppress(InvalidHeader):
+                wait_s = super().parse_retry_after(retry_after)
+                if wait_s <= PATIENCE_S:
+                    return wait_s
+            return 0
 
     retry = Tries(
         TRIES - 1,
@@ -879,10 +872,10 @@ def watching(made: threading.Event) -> HTTPAdapter:
     return Watching()
 
 
-def chunks(response: Response, read: Callable[..., bytes]) -> Iterator[bytes]:
-    """A body as it arrives, undecoded; raises CutOff where it breaks off.
+def chunks(response: Response, read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """A body as it arrives; raises CutOff where it breaks off.
 
-    `read` is urllib3's: its `read` waits for a whole chunk, its `read1` does not.
+    `read` is one of urllib3's: `read` waits for a whole chunk, `read1` does not.
     """
     from urllib3.exceptions import HTTPError
 
@@ -897,25 +890,17 @@ def read_body(
 ) -> bytes:
     """Read a document, which `body` holds as it arrives.
 
-    Raises CutOff, PepsError for more than `most` bytes.
+    A gzip that nobody asked for is undone. Raises CutOff, PepsError for more than
+    `most` bytes.
     """
-    for chunk in chunks(response, response.raw.read1):
+    read = partial(response.raw.read1, decode_content=True)
+    for chunk in chunks(response, read):
         body += chunk
         if len(body) > most:
             raise PepsError(
                 f"{host_of(response.url)} sends a document of more than "
                 f"{most / 1e6:.1f} MB, which is refused"
             )
-    return unpacked(body, most)
-
-
-def unpacked(body: bytearray, most: int = DOCUMENT_MAX_BYTES) -> bytes:
-    """A document without the gzip that nobody asked for, up to `most` bytes."""
-    import zlib
-
-    with contextlib.suppress(zlib.error):
-        if body.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(wbits=31).decompress(body, most)
     return bytes(body)
 
 
@@ -1120,7 +1105,7 @@ class Service:
             return err, False
         except PepsError as err:
             return err, not made.is_set()
-        document = unpacked(body)
+        document = bytes(body)
         code, _ = meaning(response.status_code, document)
         refused = code == 503 or (400 <= code < 500 and code != 408)
         if refused and not response.history:  # behind a redirect nothing is refused
@@ -1130,17 +1115,10 @@ class Service:
 
 def require_plain(path: Path) -> None:
     """Raise OSError if there is something that is no plain file, such as a folder."""
-    words = "is no plain file"
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        if not path.is_symlink():
-            return
-        mode, words = 0, "is a link to nowhere"
-    if stat.S_ISDIR(mode):
-        words = "is a folder"
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, words, str(path))
+    if path.is_file() or not os.path.lexists(path):
+        return
+    words = "is a folder" if path.is_dir() else "is no plain file"
+    raise OSError(errno.EINVAL, words, str(path))
 
 
 def make_durable(file: BinaryIO) -> None:
@@ -1285,7 +1263,7 @@ def order(
         note = write_note(log, url, set_aside(log) if held or force else None)
     body = bytearray()
     error, certain = service.place(url, body)
-    document = unpacked(body)
+    document = bytes(body)
     with contextlib.suppress(Unreadable):
         answer = parse_wps(document)
         if answer.holds_job:

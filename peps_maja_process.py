@@ -277,7 +277,8 @@ def run(args: Any) -> Status:
         if len(todo) > CONFIRM_ABOVE and not args.yes:
             confirm(len(todo))
         orders.place(service, todo)
-    common.say_failures("product", orders.failures)
+    for who, err in common.by_reason("product", orders.failures):
+        console.error(err, who)
     done = orders.before + orders.now
     counts = [(orders.before, "ordered before"), (orders.now, "ordered now")]
     counts.append((len(found) - done, "not ordered"))

@@ -18,7 +18,15 @@ setup(
     install_requires=["requests>=2.32.2", "urllib3>=2.2"],
     extras_require={
         "progress": ["tqdm"],
-        "test": ["hypothesis", "pytest", "pytest-xdist", "pywps", "tqdm", "trustme"],
+        "test": [
+            "hypothesis",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "pywps",
+            "tqdm",
+            "trustme",
+        ],
     },
     entry_points={
         "console_scripts": [f"{script} = {script}:main" for script in SCRIPTS]
