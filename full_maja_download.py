@@ -66,6 +66,7 @@ ZIP_HEAD = b"PK\3\4"
 MARKED_HEADS = (b"PK\7\x08PK\3\4", b"PK00PK\3\4")  # behind a spanning marker
 FINISHED = "finished"
 UNKNOWN = "in an unknown state"
+GONE = "gone"
 NO_ANSWER = "without an answer"
 
 
@@ -175,7 +176,7 @@ def parse_report(document: bytes, source: Path) -> Standing:
         urls = re.findall(r'"(https?://[^"\s]+\.zip)"', text)
     elif not isinstance(urls, list):
         urls = [urls]
-    results = tuple(dict.fromkeys(str(url) for url in urls if url))
+    results = tuple(dict.fromkeys(str(url).strip() for url in urls if url))
     unprocessed, lost = parse_unprocessed(info.get("unprocessed"))
     return standing._replace(results=results, unprocessed=unprocessed, lost=lost)
 
@@ -194,8 +195,8 @@ def standing_of(answer: WpsAnswer, source: Path) -> Standing:
     return standing_by(answer.state, percent, answer.message, source)
 
 
-def standing_of_error(err: PepsError, known: Standing) -> Standing:
-    """What is known of a job that cannot be read or asked: what the disk knew of it."""
+def standing_of_error(err: PepsError, on_disk: Standing) -> Standing:
+    """How a job stands that cannot be read or asked; its results are the disk's."""
     states = {
         Status.NOT_YET: NO_ANSWER,
         Status.USAGE: "without a usable log",
@@ -203,10 +204,10 @@ def standing_of_error(err: PepsError, known: Standing) -> Standing:
     }
     state = states[err.status]
     if isinstance(err, Gone):
-        state = "gone"
+        state = GONE
     if isinstance(err, OrderInDoubt):
         state = "in doubt"
-    return known._replace(state=state, error=err)
+    return on_disk._replace(state=state, error=err)
 
 
 class Acquisition(NamedTuple):
@@ -422,10 +423,12 @@ def zip_problem(path: Path, every_byte: bool) -> str:
             return one_line(err) or type(err).__name__
 
 
-def append(service: Service, product: Product, part: BinaryIO, offset: int) -> None:
+def download_from(
+    service: Service, product: Product, part: BinaryIO, offset: int
+) -> None:
     """Ask for a product from a byte on, and write what comes to its place in the part.
 
-    A server that does not give that is asked for all of it. Raises CutOff, NotAProduct,
+    A server that gives no such rest is asked for the whole. Raises CutOff, NotAProduct,
     PepsError.
     """
     headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -437,10 +440,10 @@ def append(service: Service, product: Product, part: BinaryIO, offset: int) -> N
             require_product(service, response, product, head)
             part.truncate(0)
             part.write(head)
-            write(part, body)
+            append_body(part, body)
             return
         if code == 206 and span.startswith(f"bytes {offset}-"):
-            write(part, body)
+            append_body(part, body)
             if not span.endswith((f"/{size_of(part)}", "/*")):
                 raise CutOff(f"{host_of(response.url)} breaks off")
             return
@@ -448,10 +451,10 @@ def append(service: Service, product: Product, part: BinaryIO, offset: int) -> N
             return  # nothing is left to come (RFC 9110, 15.5.17)
         if not offset:
             raise service.refusal(response, "product", read_body(response, bytearray()))
-    append(service, product, part, 0)
+    download_from(service, product, part, 0)
 
 
-def write(file: BinaryIO, body: Iterator[bytes]) -> None:
+def append_body(file: BinaryIO, body: Iterator[bytes]) -> None:
     """Append a body to a file, and let the disk begin with it on the way.
 
     So little is left for the end. Raises CutOff, OSError.
@@ -496,7 +499,9 @@ def receive(
     pieces = furthest > 0
     while True:
         try:
-            append(service, product, part, size_of(part) if product.is_zip else 0)
+            download_from(
+                service, product, part, size_of(part) if product.is_zip else 0
+            )
             break
         except CutOff:
             tries = 0 if size_of(part) > furthest else tries + 1
@@ -539,9 +544,10 @@ def fetch(service: Service, product: Product, every_byte: bool) -> float:
 
 
 class Job:
-    """A job, its files, and how it stands as far as the last look knows.
+    """A job, its files, and how it stands: on disk, and after it was asked.
 
-    `name` is for people, `again` says how to order it again.
+    `name` is for people, `again` says how to order it again; `products`, `cloudy` and
+    `bad_results` are what became of its results.
     """
 
     def __init__(
@@ -550,10 +556,10 @@ class Job:
         self.name, self.log, self.again = name, log, again
         self.status_file, self.report_file = status_file, report_file
         self.answer = WpsAnswer()
-        self.known = self.standing = Standing(NO_ANSWER)
+        self.on_disk = self.standing = Standing(NO_ANSWER)
         self.products: list[Product] = []
         self.cloudy: list[str] = []  # names
-        self.refused: list[PepsError] = []
+        self.bad_results: list[PepsError] = []
 
     @property
     def is_open(self) -> bool:
@@ -565,25 +571,28 @@ class Job:
     def has_ended_now(self) -> bool:
         """Whether it has come to an end that the disk did not know."""
         ended = self.standing.status != Status.NOT_YET
-        return ended and self.known.state != FINISHED
+        return ended and self.on_disk.state != FINISHED
 
     @property
     def missing(self) -> list[Product]:
         """The products that are still to be fetched."""
         return [one for one in self.products if one.status == Status.NOT_YET]
 
-    def read(self) -> None:
-        """Learn what the disk knows of the job."""
+    def read(self, server: str) -> None:
+        """Learn what the disk knows of the job; `server` is for a place without one."""
         try:
-            self.answer = read_answer(self)
-            self.known = read_report(self)
+            self.answer = read_answer(self, server)
+            self.on_disk = read_report(self)
         except PepsError as err:
-            self.known = standing_of_error(err, self.known)
-        self.standing = self.known
+            self.on_disk = standing_of_error(err, self.on_disk)
+        self.standing = self.on_disk
 
 
-def read_answer(job: Job) -> WpsAnswer:
-    """The answer to the order in a job's log; raises UsageError, OrderInDoubt."""
+def read_answer(job: Job, server: str) -> WpsAnswer:
+    """The answer to the order in a job's log; raises UsageError, OrderInDoubt.
+
+    Its statusLocation is a whole URL.
+    """
     answer = common.read_log(job.log, job.again)
     if answer is None:
         raise UsageError(
@@ -593,9 +602,10 @@ def read_answer(job: Job) -> WpsAnswer:
     if answer.failed:
         reason = one_line(answer.message)
         raise UsageError(f"{job.log} is a refused order ({reason}); {job.again}")
-    if not http_url(answer.status_location, "http://server/") or not answer.holds_job:
+    place = answer.status_location and http_url(answer.status_location, f"{server}/")
+    if not place:
         raise UsageError(f"{job.log} names no statusLocation to ask; {job.again}")
-    return answer
+    return answer._replace(status_location=place)
 
 
 def read_report(job: Job) -> Standing:
@@ -612,8 +622,8 @@ def has_others_status(job: Job) -> bool:
     """Whether the status document beside a log is that of another job."""
     with contextlib.suppress(OSError, PepsError):
         require_plain(job.status_file)
-        found = parse_wps(job.status_file.read_bytes()).status_location
-        return found not in ("", job.answer.status_location)
+        found = parse_wps(job.status_file.read_bytes()).job_id
+        return found not in ("", job.answer.job_id)
     return False
 
 
@@ -630,26 +640,27 @@ class Asked(NamedTuple):
 
 def ask(service: Service, job: Job) -> Asked:
     """Ask the service how a job stands; raises PepsError."""
-    location = http_url(job.answer.status_location, f"{service.base}/")
-    documents = {}
-    documents[job.status_file], answer = ask_status(service, job, location)
+    document, answer = ask_status(service, job)
+    documents = {job.status_file: document}
     if answer.failed:
         return Asked(standing_of(answer, job.status_file), documents)
-    stale = refresh(service, location, job.answer.job_id)
+    stale = refresh(service, job)
     if not answer.report_url:  # the service may name it only now
-        documents[job.status_file], answer = ask_status(service, job, location)
+        document, answer = ask_status(service, job)
+        documents = {job.status_file: document}
     if not answer.report_url:
         return Asked(standing_of(answer, job.status_file), documents, stale)
     try:
-        found = ask_report(service, job, answer.report_url, location)
-        documents[job.report_file], standing = found
+        report, standing = ask_report(service, job, answer.report_url)
+        documents[job.report_file] = report
     except PepsError as err:
-        standing = standing_of_error(err, job.known)
+        standing = standing_of_error(err, job.on_disk)
     return Asked(standing, documents, stale)
 
 
-def ask_status(service: Service, job: Job, location: str) -> tuple[bytes, WpsAnswer]:
+def ask_status(service: Service, job: Job) -> tuple[bytes, WpsAnswer]:
     """A job's status document, and what it says; raises PepsError."""
+    location = job.answer.status_location
     try:
         document, answer = service.read(location, "status document", parse_wps)
     except Gone as err:
@@ -661,14 +672,12 @@ def ask_status(service: Service, job: Job, location: str) -> tuple[bytes, WpsAns
     return document, answer
 
 
-def ask_report(
-    service: Service, job: Job, link: str, location: str
-) -> tuple[bytes, Standing]:
+def ask_report(service: Service, job: Job, link: str) -> tuple[bytes, Standing]:
     """The report that a status document names, and what it says; raises PepsError."""
-    url = http_url(link, location)
+    url = http_url(link, job.answer.status_location)
     if not url:
         raise PepsError(f"its report's address '{one_line(link)}' is refused")
-    require_not_here(url, location)
+    require_not_here(url, job.answer.status_location)
     parse = partial(parse_report, source=job.report_file)
     try:
         return service.read(url, "report", parse)
@@ -676,14 +685,14 @@ def ask_report(
         raise NotYet(f"{err}, yet") from err
 
 
-def refresh(service: Service, location: str, job_id: str) -> str:
+def refresh(service: Service, job: Job) -> str:
     """Ask the service to bring a job's report up to date, a wish; why it did not.
 
     A server of another domain than the job's does not know it, and is not asked.
     """
-    if not is_of_domain(location, service.base):
+    if not is_of_domain(job.answer.status_location, service.base):
         return ""
-    inputs = f"wps_id={quote(job_id, safe='')}"
+    inputs = f"wps_id={quote(job.answer.job_id, safe='')}"
     flags = "status=false&storeExecuteResponse=false"
     url = common.execute_url(service.base, "PROCESSING_STATUS", inputs, flags)
     try:
@@ -733,7 +742,7 @@ class FollowUp:
     @property
     def statuses(self) -> list[Status]:
         """The exit statuses that the jobs, their results and products mean."""
-        refused = [err.status for job in self.jobs for err in job.refused]
+        refused = [err.status for job in self.jobs for err in job.bad_results]
         products = [one.status for job in self.jobs for one in job.products]
         return [job.standing.status for job in self.jobs] + refused + products
 
@@ -741,7 +750,7 @@ class FollowUp:
         """Look at the disk and the service once, and fetch what has finished."""
         self.jobs = jobs
         for job in jobs:
-            job.read()
+            job.read(self.args.server)
         self.take_results()
         todo = [job for job in jobs if job.is_open]
         if not todo:
@@ -749,9 +758,10 @@ class FollowUp:
             return
         self.service = self.service or Service(self.args.server, token)
         self.service.begin_look()
-        self.ask(self.service, todo)
-        self.take_results()
-        finished = [job for job in jobs if job.standing.state == FINISHED]
+        self.ask_all(self.service, todo)
+        self.take_results()  # once more, of what the service has said
+        # What a vanished job has brought may still be there.
+        finished = [job for job in jobs if job.standing.state in (FINISHED, GONE)]
         products = list(dict.fromkeys(one for job in finished for one in job.missing))
         self.measure(self.service, products)
         self.tell()
@@ -759,18 +769,18 @@ class FollowUp:
             for product in products:
                 console.say(f"to fetch: {product.path.name}")
         else:
-            self.fetch(self.service, products)
+            self.fetch_all(self.service, products)
 
     def take_results(self) -> None:
         """Sort what the jobs brought, and find out what is on disk."""
         # Of two jobs that name one product the first one's address counts.
         for job in reversed(self.jobs):
-            job.products, job.cloudy, job.refused = [], [], []
+            job.products, job.cloudy, job.bad_results = [], [], []
             for url in job.standing.results:
                 try:
                     self.take_result(job, url)
                 except PepsError as err:
-                    job.refused.append(err)
+                    job.bad_results.append(err)
         self.look_on_disk()
 
     def take_result(self, job: Job, url: str) -> None:
@@ -786,7 +796,9 @@ class FollowUp:
             raise PepsError(
                 f"the result '{one_line(url)}' is refused: another one has that name"
             )
-        product.url, product.error = url, None
+        product.url = url
+        if not isinstance(product.error, NotAProduct):  # it would come so again
+            product.error = None
         job.products.append(product)
 
     def look_on_disk(self) -> None:
@@ -802,20 +814,20 @@ class FollowUp:
             if check and product.is_zip and product.path.is_file():
                 product.damaged = not there
 
-    def ask(self, service: Service, jobs: list[Job]) -> None:
+    def ask_all(self, service: Service, jobs: list[Job]) -> None:
         """Ask how jobs stand, and keep what the service says."""
         stale = []
         for job, asked in in_threads(
             partial(ask, service), jobs, ASK_AT_ONCE, common.PATIENCE_S
         ):
-            place = http_url(job.answer.status_location, f"{service.base}/")
+            place = job.answer.status_location
             if not is_of_domain(place, service.base):
                 words = (
                     f"its job is at {host_of(place)}, not at {host_of(service.base)}"
                 )
                 stale.append((job.name, f"{words}; name its own server with --server"))
             if isinstance(asked, PepsError):
-                job.standing = standing_of_error(asked, job.known)
+                job.standing = standing_of_error(asked, job.on_disk)
                 continue
             job.standing = asked.standing
             keep(job, asked.documents)
@@ -867,7 +879,7 @@ class FollowUp:
         for who, err in by_reason("product", new):
             console.error(err, who)
 
-    def fetch(self, service: Service, products: list[Product]) -> None:
+    def fetch_all(self, service: Service, products: list[Product]) -> None:
         """Download products side by side, and say what becomes of them."""
         products = with_room(products, self.args.write_dir)
         self.tell_failures()
@@ -961,9 +973,9 @@ def count(job: Job) -> str:
 
 def tell_finished(job: Job, line: str) -> None:
     """Say what a finished job brings; the details in the run that learns of them."""
-    news = job.known.state != FINISHED
+    news = job.on_disk.state != FINISHED
     console.say(f"{job.name}: {line}", news=news)
-    for err in job.refused:
+    for err in job.bad_results:
         console.error(err, job.name)
     cloudy = [one.time for one in map(acquisition, job.cloudy) if one]
     if news and cloudy:
@@ -973,8 +985,7 @@ def tell_finished(job: Job, line: str) -> None:
         lost = plural(job.standing.unprocessed, "date")
         names = ", ".join(map(one_line, job.standing.lost))
         find = (
-            "to find out which, save the list with full_maja_process -n --json LIST "
-            "and compare it here with --json LIST"
+            "save the list with full_maja_process -n --json, name it here with --json"
         )
         console.warn(f"{job.name}: {lost} lost by the service: {names or find}")
 
@@ -1016,7 +1027,8 @@ def last_line(run: FollowUp, brought: list[Product], dates: int) -> str:
         "to fetch" if run.args.dry_run else "left for the next run": ends[
             Status.NOT_YET
         ],
-        "not fetched": ends[Status.FAILED] + sum(len(job.refused) for job in run.jobs),
+        "not fetched": ends[Status.FAILED]
+        + sum(len(job.bad_results) for job in run.jobs),
     }
     size, took = human(sum(one.held for one in brought)), duration(run.seconds)
     done = {
@@ -1037,7 +1049,7 @@ def follow_up(
     listed: list[Acquisition],
     single: bool,
 ) -> Status:
-    """Look at jobs once, or until all have ended; the last line comes in any case."""
+    """Look at jobs once, or until all have ended, and sum up, also when interrupted."""
     token = common.read_account(args.auth)
     if not args.dry_run:
         common.make_folder(args.write_dir)

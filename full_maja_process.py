@@ -92,7 +92,7 @@ def execute_url(args: Any) -> str:
     return common.execute_url(args.server, "FULL_MAJA", inputs, flags)
 
 
-def order_again(args: Any) -> str:
+def how_to_order_again(args: Any) -> str:
     """The command that orders the same whatever the log holds."""
     dates = ("-d", args.start_date, "-e", args.end_date)
     orbit = ("-o", args.orbit) if args.orbit else ()
@@ -140,7 +140,7 @@ def run(args: Any) -> Status:
     beside = [common.beside(args.log, suffix) for suffix in (".stat", ".json")]
     common.check_files(args.auth, args.log, *beside, args.json)
     do = show if args.dry_run else order
-    return do(args, service, order_again(args))
+    return do(args, service, how_to_order_again(args))
 
 
 def main(argv: list[str] | None = None) -> int:

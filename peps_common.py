@@ -104,19 +104,19 @@ class NoAnswer(NotYet):
 
 
 class GivenUp(NotYet):
-    """Nothing has ended for two minutes; the work goes on where nobody waits for it."""
+    """Nothing has ended for too long; the work goes on where nobody waits for it."""
 
 
 class CutOff(NotYet):
-    """A body broke off before its end; what has come is kept."""
+    """A body broke off before its end."""
 
 
 class Unreadable(NotYet):
-    """A document that is not what it should be, and may be so next time."""
+    """A document is not what it should be; the next time it may be."""
 
 
 class Distrusted(Unreadable):
-    """A document that is never read."""
+    """A document is refused, whatever it says."""
 
     status = Status.FAILED
 
@@ -138,9 +138,6 @@ class Console:
 
     def begin(self) -> None:
         """Start a run: nothing is known of an earlier one."""
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, TextIOWrapper):  # an accent is no reason to stop
-                stream.reconfigure(errors="backslashreplace")
         self.prog = Path(sys.argv[0]).name
         self.quiet = False
         self.server = DEFAULT_SERVER
@@ -418,6 +415,9 @@ def run_script(
     """Parse, run, return the exit status; with `argv` None the process ends here."""
     words = sys.argv[1:] if argv is None else argv
     console.begin()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # an accent is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     if argv is None:
         handle_signals(stop)
     try:
@@ -566,11 +566,11 @@ class WpsAnswer(NamedTuple):
 TAG = r"<(?:[\w.-]+:)?"  # whatever prefix stands for the namespace
 # What is no markup, up to its end or that of a document that was cut.
 HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<!\[CDATA\[(.*?)(?:\]\]>|\Z)", re.DOTALL)
-ROOT = re.compile(rf"{TAG}ExecuteResponse\b([^>]*)")
-REFERENCE = re.compile(rf"{TAG}Reference\b([^>]*)")
+ROOT = re.compile(rf"{TAG}ExecuteResponse\b([^<>]*)")
+REFERENCE = re.compile(rf"{TAG}Reference\b([^<>]*)")
 # The element in Status, or an ExceptionReport, which stands for a failure, too.
 STATE = re.compile(
-    rf"{TAG}(?:Status\b[^>]*>\s*{TAG}|(?=ExceptionReport\b))(\w+)([^>]*)"
+    rf"{TAG}(?:Status\b[^<>]*>\s*{TAG}|(?=ExceptionReport\b))(\w+)([^<>]*)"
 )
 REASON = re.compile(
     rf"{TAG}ExceptionText\b[^>]*>(.*?)(?:</(?:[\w.-]+:)?ExceptionText|\Z)", re.DOTALL
@@ -742,7 +742,7 @@ def in_threads(
                 raise outcome  # a fault of these scripts
             yield item, outcome
     finally:
-        list(todo)  # so that nobody begins with what is left
+        list(todo)  # nothing is left to be begun
     yield from ((item, GivenUp(f"no answer for {patience_s} s")) for item in left)
 
 
@@ -939,7 +939,7 @@ class Service:
         self.products = self._session(retrying(RETRIED))
         self.wishes = self._session(requests.adapters.HTTPAdapter())
         self._silent: dict[str, list[PepsError]] = {}
-        self._refused: PepsError | None = None  # the account
+        self._account_refused: PepsError | None = None  # the account
 
     def _session(self, adapter: HTTPAdapter) -> Session:
         """A session in which every request goes through `_sign`."""
@@ -969,7 +969,7 @@ class Service:
     def begin_look(self) -> None:
         """Ask those again who were given up."""
         self._silent.clear()
-        self._refused = None
+        self._account_refused = None
 
     def ask(
         self, session: Session, url: str, method: str = "GET", **headers: str
@@ -991,11 +991,12 @@ class Service:
 
         Raises PepsError, NoAnswer.
         """
+        url = prefer_https(url, self.base)
         silent = self._silent.setdefault(host_of(url), [])
         if len(silent) >= SILENT_MAX:
             raise silent[-1]
-        if self._refused and may_carry_password(url, self.base):
-            raise self._refused
+        if self._account_refused and may_carry_password(url, self.base):
+            raise self._account_refused
         try:
             response = self.ask(session, url, **headers)
         except NoAnswer as err:
@@ -1012,10 +1013,9 @@ class Service:
         most: int = DOCUMENT_MAX_BYTES,
     ) -> tuple[bytes, R]:
         """A document byte for byte, and its value; raises PepsError, Gone, NoAnswer."""
-        session = self.products if what == "search" else self.documents
         for number in range(TRIES):
             try:
-                with self.open(session, url) as response:
+                with self.open(self.documents, url) as response:
                     document = read_body(response, bytearray(), most)
                 break
             except CutOff:
@@ -1030,7 +1030,7 @@ class Service:
             raise type(err)(f"{host_of(response.url)}: the {what} is {err}") from err
 
     def refusal(self, response: Response, what: str, document: bytes) -> PepsError:
-        """The error that an answer means."""
+        """The error that an answer means; a refused account is remembered."""
         host = host_of(response.url)
         code, words = meaning(response.status_code, document)
         if code == 401 and "Authorization" not in response.request.headers:
@@ -1039,10 +1039,10 @@ class Service:
                 f"only over https, to hosts of {host_of(self.base)}'s domain"
             )
         if code == 401:
-            self._refused = PepsError(
+            self._account_refused = PepsError(
                 f"{host} refused the account ({code}){words}; check {console.account}"
             )
-            return self._refused
+            return self._account_refused
         if code == 407:
             return PepsError(
                 f"the proxy {proxy_of(response.url)} wants an account ({code}){words}; "
@@ -1087,8 +1087,9 @@ class Service:
     def place(self, url: str, body: bytearray) -> tuple[PepsError, bool]:
         """Send an order once; `body` holds the answer as it arrives.
 
-        Returns what that means if it names no job, and whether then certainly nothing
-        was ordered. Ctrl-C ends the waiting.
+        Whether it names a job is not looked at here. Returns what it means that it
+        names none, and whether then certainly nothing was ordered. Ctrl-C ends the
+        waiting.
         """
         made = threading.Event()
 
@@ -1183,7 +1184,7 @@ def beside(log: Path, suffix: str) -> Path:
 
 
 def find_log(name: str, folders: Iterable[Path]) -> Path:
-    """A product's log: where it holds a job, else one that is there, else the first."""
+    """A product's log: one with a job or a note, else any, else the first place."""
     logs = [folder / f"{name}.log" for folder in folders]
     there = [log for log in logs if os.path.isfile(log)]
     for log in there:
@@ -1259,8 +1260,8 @@ def order(
         return held, False
     with named_file(log, "nothing was sent; choose another log file"):
         require_plain(log)
-        # Where there was no log, one that is there by now is another run's.
-        note = write_note(log, url, set_aside(log) if held or force else None)
+        aside = set_aside(log) if held or force else None
+        note = write_note(log, url, aside)  # fails where another run has made a log
     body = bytearray()
     error, certain = service.place(url, body)
     document = bytes(body)
@@ -1319,7 +1320,7 @@ def write_note(log: Path, url: str, aside: Path | None) -> Note:
         with open(log, "xb") as file:
             file.write(f"{note.text}\n\n".encode())
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a disk that does not know it takes no order
     except FileExistsError as err:
         raise NotYet(f"another run is at work on {log}") from err
     except OSError:

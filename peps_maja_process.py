@@ -46,7 +46,7 @@ def as_moment(text: str) -> str:
     return text
 
 
-class Parser(common.Parser):
+class SearchParser(common.Parser):
     """Takes a lone number before the options, and negative numbers of any form."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -63,7 +63,7 @@ class Parser(common.Parser):
 
 
 def build_parser() -> common.Parser:
-    parser = Parser(
+    parser = SearchParser(
         "Search the catalogue and order one MAJA job for each Sentinel-2 L1C product\n"
         "found. For a whole time series of a tile full_maja_process is far cheaper.\n"
         "The product list leads peps_maja_download to the products.",
@@ -176,7 +176,7 @@ def job_url(args: Any, product: L1C) -> str:
     return common.execute_url(args.server, "MAJA", f"product={product.name}", flags)
 
 
-def again(args: Any, log: Path) -> str:
+def how_to_order_again(args: Any, log: Path) -> str:
     """How to order one product again: --force would order the others anew, too."""
     return f"remove {log}, and its line in {args.prod_list}, and order again"
 
@@ -186,18 +186,17 @@ def find(service: Service, args: Any, area: str) -> list[L1C]:
     features = service.search(area, args.start_date, args.end_date, args.orbit)
     if args.json:
         common.save_features(args.json, features)
-    named = [one for one in map(L1C.from_feature, features) if one]
-    if len(named) < len(features):
-        nameless = len(features) - len(named)
-        console.warn(
-            f"without a usable name, and left out: {plural(nameless, 'result')}"
-        )
+    products = [L1C.from_feature(feature) for feature in features]
+    named = {product.name: product for product in products if product}
+    if None in products:
+        nameless = plural(products.count(None), "result")
+        console.warn(f"without a usable name, and left out: {nameless}")
     if not named:
         words = "no product answers the search; look at the area, the dates, the orbit"
         raise PepsError(words)
-    for product in named:
+    for product in named.values():
         console.say(f"{product.name}  ({product.storage})")
-    return named
+    return list(named.values())
 
 
 class Orders:
@@ -215,7 +214,7 @@ class Orders:
         if self.args.force:
             return True
         try:
-            held = common.read_log(log, again(self.args, log))
+            held = common.read_log(log, how_to_order_again(self.args, log))
         except PepsError as err:
             self.failures.append((product.name, err))
             return False
@@ -235,7 +234,7 @@ class Orders:
         """Order product by product, each with its log and then its line in the list."""
         for product in products:
             log = common.find_log(product.name, self.folders)
-            url, way = job_url(self.args, product), again(self.args, log)
+            url, way = job_url(self.args, product), how_to_order_again(self.args, log)
             try:
                 job, new = common.order(service, url, log, self.args.force, way)
             except Refused as err:

@@ -625,11 +625,11 @@ def main() -> None:
     size = "size of a product (default: 1)"
     add("--products-mb", type=float, default=1, metavar="N", help=size)
     args = parser.parse_args()
-    with LocalPeps(args.port, "me@example.org", "secret") as peps:
+    with LocalPeps(args.port, "your.email@address.fr", "top_secret") as peps:
         peps.product_size = int(args.products_mb * 1_000_000)
         print("In another terminal, in the folder of your data:\n")
         print(f"    export PEPS_URL={peps.url}")
-        print(f"    (umask 077; echo '{peps.account}' > peps.txt)\n")
+        print(f"    (umask 077; set -C; echo '{peps.account}' > peps.txt)\n")
         print(
             f"Each minute {args.speed:g} hours pass here. Ctrl-C ends it.", flush=True
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -132,6 +133,15 @@ def test_wait_downloads_what_finishes_meanwhile(follow, job, make_job):
     assert names_in(job.products) == {*job.bodies, "late.zip"}
 
 
+def test_wait_fetches_no_damaged_product_at_each_look(follow, job, make_job, peps):
+    bad = make_job("bad", count=0)
+    bad.add("bad.zip", job.bodies[job.first][:-9])
+    looks, pending = itertools.count(), report("PENDING")
+    job.hit(lambda handler: next(looks) < 5 and pending(handler), "31TCJ/r")
+    follow("-l", "bad.log", *LOOKS, status=1)
+    assert len(peps.requests("/bad.zip", "GET")) == 2
+
+
 @table("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_between_two_looks(launch, job, number):
     says(job, "PENDING")
@@ -253,7 +263,7 @@ def test_a_document_that_is_refused(follow, job, make_job, fault, word):
 
 
 @table("content", [
-    "{place}\n", "\ufeff{place}", "\ufeff{ours}", "{other}\n{ours}",
+    "{place}\n", "\ufeff{place}", "{place}?again", "\ufeff{ours}", "{other}\n{ours}",
 ])  # fmt: skip
 def test_an_odd_log_is_followed(follow, job, content):
     place = f"{job.base}.xml"
@@ -261,6 +271,9 @@ def test_an_odd_log_is_followed(follow, job, content):
     job.log.write_text(content.format(place=place, ours=ours, other=other), "utf-8")
     follow()
     job.require_whole()
+    asked = len(job.peps.journal)
+    follow()
+    assert len(job.peps.journal) == asked
 
 
 def test_a_log_of_the_older_scripts_is_followed(follow, peps, job):
@@ -272,6 +285,9 @@ def test_a_log_of_the_older_scripts_is_followed(follow, peps, job):
     job.hit(report("STALLED"), "/old/r.json")
     assert "running, 37%" in follow(status=75).out
     assert peps.requests(REFRESH.replace("31TCJ", "154901234567"))
+    job.hit(json_document(report_of(job.results)), "/old/r.json")
+    follow()
+    assert job.on_disk() == job.bodies
 
 
 def test_a_log_of_another_servers_domain(follow, peps, job):
@@ -339,7 +355,16 @@ def test_known_products_are_checked_without_the_service(follow, job, code, ends)
     job.hit(status(code), ".xml")
     result = follow("--check", status=ends)
     assert "3 read, 1 damaged" in result.out
-    assert "2 products on disk before" in last(result)
+    assert re.search("2 (products )?on disk before", last(result))
+
+
+def test_what_a_vanished_job_brought_comes_as_long_as_it_is_there(follow, job):
+    follow()
+    os.utime(job.log, (0, 0))
+    (job.products / job.first).unlink()
+    job.hit(status(404), ".xml")
+    only_line(follow(status=1).err, "31TCJ.log", "404")
+    job.require_whole()
 
 
 @table(("argv", "ends", "words"), [
