@@ -67,7 +67,7 @@ MARKED_HEADS = (b"PK\7\x08PK\3\4", b"PK00PK\3\4")  # behind a spanning marker
 FINISHED = "finished"
 UNKNOWN = "in an unknown state"
 GONE = "gone"
-NO_ANSWER = "without an answer"
+NO_ANSWER = "without news"
 
 
 def human(size: float) -> str:
@@ -151,7 +151,7 @@ def standing_by(word: str, percent: str, message: object, source: Path) -> Stand
         said = one_line(message or "the service says no more")
         return Standing(state, error=PepsError(f"{state}: {said} (see {source})"))
     if state == UNKNOWN:
-        return Standing(state, word)
+        return Standing(state, f"{word} (see {source})")
     return Standing(state, f"{percent}%" if percent and state == "running" else "")
 
 
@@ -167,7 +167,7 @@ def parse_report(document: bytes, source: Path) -> Standing:
     info = as_dict(whole.get("USER_INFO"))
     text = common.as_text(document).replace(r"\/", "/")
     loose = re.search('"(PENDING|STALLED|FINISHED|ERROR|CANCELED)"(?!\\s*:)', text)
-    word = info.get("job_status") or (loose[1] if loose else "not told")
+    word = info.get("job_status") or (loose[1] if loose else "none is told")
     percent = re.search(r'"(?:process|percentCompleted)"\s*:\s*"?([0-9]{1,3})', text)
     done = percent[1] if percent else ""
     standing = standing_by(str(word), done, info.get("message"), source)
@@ -532,7 +532,7 @@ def fetch(service: Service, product: Product, every_byte: bool) -> float:
         try:
             receive(service, product, part, every_byte)
         except NotAProduct:
-            receive(service, product, part, every_byte)
+            receive(service, product, part, True)
         if not product.is_zip and product.path.exists():  # somebody else's by now
             part.truncate(0)
             return 0
@@ -546,14 +546,22 @@ def fetch(service: Service, product: Product, every_byte: bool) -> float:
 class Job:
     """A job, its files, and how it stands: on disk, and after it was asked.
 
-    `name` is for people, `again` says how to order it again; `products`, `cloudy` and
-    `bad_results` are what became of its results.
+    `name` is for people, `again` says how to order it again, `if_missing` what to do
+    where there is no log; `products`, `cloudy` and `bad_results` are what became of its
+    results.
     """
 
     def __init__(
-        self, name: str, log: Path, status_file: Path, report_file: Path, again: str
+        self,
+        name: str,
+        log: Path,
+        status_file: Path,
+        report_file: Path,
+        again: str,
+        if_missing: str,
     ):
         self.name, self.log, self.again = name, log, again
+        self.if_missing = if_missing
         self.status_file, self.report_file = status_file, report_file
         self.answer = WpsAnswer()
         self.on_disk = self.standing = Standing(NO_ANSWER)
@@ -595,10 +603,7 @@ def read_answer(job: Job, server: str) -> WpsAnswer:
     """
     answer = common.read_log(job.log, job.again)
     if answer is None:
-        raise UsageError(
-            f"{job.log}: no such file; order first, or name the log with -l (several "
-            "with spaces between them)"
-        )
+        raise UsageError(job.if_missing)
     if answer.failed:
         reason = one_line(answer.message)
         raise UsageError(f"{job.log} is a refused order ({reason}); {job.again}")
@@ -712,8 +717,8 @@ def keep(job: Job, documents: dict[Path, bytes]) -> None:
         for file, document in documents.items():
             write_whole(file, document)
     except OSError as err:
-        words = common.in_words(err)
-        console.warn(f"{job.name}: its state cannot be kept: {words}")
+        place = job.log.parent.resolve()
+        console.warn(f"how jobs stand cannot be kept in {place}: {err.strerror}")
 
 
 def size_at(service: Service, product: Product) -> int:
@@ -823,7 +828,7 @@ class FollowUp:
             place = job.answer.status_location
             if not is_of_domain(place, service.base):
                 words = (
-                    f"its job is at {host_of(place)}, not at {host_of(service.base)}"
+                    f"the job is at {host_of(place)}, not at {host_of(service.base)}"
                 )
                 stale.append((job.name, f"{words}; name its own server with --server"))
             if isinstance(asked, PepsError):
@@ -832,7 +837,7 @@ class FollowUp:
             job.standing = asked.standing
             keep(job, asked.documents)
             if asked.stale and job.standing.state != FINISHED:
-                stale.append((job.name, f"its report was not refreshed: {asked.stale}"))
+                stale.append((job.name, f"the report was not refreshed: {asked.stale}"))
         for who, words in by_reason("job", stale):
             console.warn(f"{who}: {words}", also_quiet=True)
 
@@ -862,7 +867,7 @@ class FollowUp:
             elif standing.state == FINISHED:
                 tell_finished(job, line)
             elif standing.state == UNKNOWN:
-                console.warn(f"{job.name}: {line}, nobody knows it", also_quiet=True)
+                console.warn(f"{job.name}: {line}", also_quiet=True)
             else:
                 if standing.words and self.is_new("", "optimistic"):
                     line += " (the service's count, which is optimistic)"
@@ -1103,13 +1108,16 @@ def build_parser() -> common.Parser:
     listed = "list of full_maja_process --json: name the dates without a result"
     add("--json", help=listed)
     parser.other_letter("-p", "-l")
-    parser.other_letter("word", "-l", nargs="*")
+    parser.other_letter("word", "-l", nargs="*", metavar="LOG")
     return parser
 
 
 def make_job(log: Path) -> Job:
-    again = f"order again: full_maja_process ... -l {log} --force"
-    return Job(str(log), log, beside(log, ".stat"), beside(log, ".json"), again)
+    if_missing = "no such file; order first, or name the log with -l (several with "
+    if_missing += "spaces between them)"
+    again = f"order again as before, with -l {log} --force"
+    files = log, beside(log, ".stat"), beside(log, ".json")
+    return Job(str(log), *files, again, if_missing)
 
 
 def run(args: Any) -> Status:

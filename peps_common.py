@@ -436,7 +436,8 @@ def run_script(
         return console.error(err)
     finally:
         if argv is None:  # an interrupt of the interpreter's very end says nothing
-            handle_signals(signal.SIG_IGN)
+            with contextlib.suppress(KeyboardInterrupt):
+                handle_signals(signal.SIG_IGN)
 
 
 def read_account(path: Path) -> str:
@@ -799,23 +800,34 @@ def network_error(err: Exception, url: str) -> PepsError:
             f"{host} does not prove that it is {host}: {words}; behind a proxy of your "
             "own name its CA in REQUESTS_CA_BUNDLE"
         )
-    if isinstance(err, ProxyError) or "Tunnel connection failed" in words:
-        kind = PepsError if " 407 " in words else NoAnswer
-        return kind(f"the proxy {proxy_of(url)} gives no way to {host} ({words})")
-    if "SOCKS" in words:
-        return PepsError(f"{words} python -m pip install 'requests[socks]'")
+    tunnel = re.search("Tunnel connection failed|SOCKS", str(err))
+    if tunnel or isinstance(err, ProxyError):
+        return proxy_error(words, url)
     # An address that is none is a ValueError or TypeError, whose words may hold a
     # proxy's password; a file of CAs that is missing is no error of requests' own.
     if isinstance(err, (ValueError, TypeError)):
         return PepsError(
-            f"'{one_line(url)}' cannot be asked: it, what it redirects to, or the "
-            "proxy in HTTPS_PROXY or HTTP_PROXY is no address"
+            f"{host} cannot be asked: its address, one that it redirects to, or the "
+            "proxy's in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is no address"
         )
     if not isinstance(err, RequestException):
         return PepsError(f"{words}; put REQUESTS_CA_BUNDLE right")
     if "getaddrinfo" in words or "Name or service" in words:
         words = f"{words}; check --server"
     return NoAnswer(f"{host} gives no answer ({words})")
+
+
+def proxy_error(words: str, url: str) -> PepsError:
+    """The error that a proxy on the way to a URL means."""
+    proxy = f"the proxy {proxy_of(url)}"
+    if "dependencies" in words:
+        return PepsError(
+            f"{proxy} speaks SOCKS, which needs a package: "
+            "python -m pip install 'requests[socks]'"
+        )
+    if " 407 " in words:
+        return PepsError(f"{proxy} wants an account (407); name it in HTTPS_PROXY")
+    return NoAnswer(f"{proxy} gives no way to {host_of(url)} ({words})")
 
 
 def proxy_of(url: str) -> str:
@@ -1130,7 +1142,8 @@ def make_durable(file: BinaryIO) -> None:
     except OSError as err:
         if err.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
-        console.warn(f"the disk does not promise to keep {file.name}")
+        folder = Path(file.name).parent
+        console.warn(f"{folder} is on a disk without fsync; a power cut may cost files")
 
 
 def write_whole(path: Path, document: bytes) -> None:
@@ -1173,7 +1186,8 @@ def read_list(path: Path) -> list[str]:
     for name in names:
         if not PRODUCT.fullmatch(name):
             raise UsageError(
-                f"{path} is no product list: it has '{one_line(name, 80)}'"
+                f"{path} is no product list, for it has '{one_line(name, 80)}'; give "
+                "the list of peps_maja_process with -p"
             )
     return names
 
@@ -1233,16 +1247,17 @@ def read_log(log: Path, again: str) -> WpsAnswer | None:
     except Unreadable as err:
         raise UsageError(f"{log} is {err}; {again}") from err
     if answer is None:
-        raise in_doubt(log, as_text(content).splitlines()[0], again)
+        raise in_doubt(log, as_text(content).splitlines()[0], "no answer", again)
     return answer
 
 
-def in_doubt(log: Path, note: str, again: str) -> OrderInDoubt:
+def in_doubt(log: Path, note: str, why: str, again: str) -> OrderInDoubt:
     """The error that a note means: what was sent when, where to look, both ways out."""
+    sent = printable(note).partition("?")[0]
     return OrderInDoubt(
-        f"{log} is in doubt: {printable(note)}; it may have been accepted, so it "
-        "is not sent again. Look at your jobs on that service: if it is there, write "
-        f"its status URL alone into {log}; if not, {again}"
+        f"{log} is in doubt: {sent} ({why}); it may have been accepted, so it is not "
+        "sent again. Look at your jobs on that service: if it is there, write its "
+        f"status URL alone into {log}; if not, {again}"
     )
 
 
@@ -1258,7 +1273,7 @@ def order(
     held = None if force else read_log(log, again)
     if held and held.holds_job:
         return held, False
-    with named_file(log, "nothing was sent; choose another log file"):
+    with named_file(log, "nothing was sent; choose another place for the log"):
         require_plain(log)
         aside = set_aside(log) if held or force else None
         note = write_note(log, url, aside)  # fails where another run has made a log
@@ -1276,7 +1291,7 @@ def order(
         remove_note(note)
         raise error
     add_to_note(note, error, document)
-    doubt = in_doubt(log, f"{note.text} ({error})", again)
+    doubt = in_doubt(log, note.text, str(error), again)
     doubt.status = worst([doubt.status, error.status])
     raise doubt
 

@@ -28,11 +28,13 @@ def build_parser() -> common.Parser:
     return parser
 
 
-def make_job(name: str, log: Path) -> Job:
+def make_job(name: str, log: Path, prod_list: Path) -> Job:
     """A product's job: it was ordered where its log is, whatever -w says now."""
-    again = f"to order it again, remove {log} and run peps_maja_process"
+    again = f"remove {log}, and its line in {prod_list}, and order again"
+    if_missing = "no log in -w, beside the list or here; give its folder with -w"
     status_file = log.with_name(f"update_{name}.txt")
-    return Job(name, log, status_file, log.with_name(f"{name}.stat"), again)
+    report_file = log.with_name(f"{name}.stat")
+    return Job(name, log, status_file, report_file, again, if_missing)
 
 
 def run(args: Any) -> Status:
@@ -42,7 +44,8 @@ def run(args: Any) -> Status:
     folders = [args.write_dir, args.prod_list.parent, Path()]
 
     def find_jobs() -> list[Job]:
-        return [make_job(name, common.find_log(name, folders)) for name in names]
+        logs = {name: common.find_log(name, folders) for name in names}
+        return [make_job(name, log, args.prod_list) for name, log in logs.items()]
 
     if not any(os.path.lexists(job.log) for job in find_jobs()):
         raise UsageError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -145,14 +146,13 @@ def confirm(count: int) -> None:
             print(
                 f"Order {count} products? yes/no: ", end="", file=sys.stderr, flush=True
             )
-        try:
-            answer = input().strip().lower()
-        except (EOFError, RuntimeError, ValueError) as err:  # nobody, or no text
-            if sys.stdin and sys.stdin.isatty():
-                answer = "no"
-                continue
+        line = ""
+        with contextlib.suppress(OSError, ValueError):  # what is no text is no answer
+            line = sys.stdin.readline() if sys.stdin else ""
+        if not line:
             words = f"{count} products are many, and nobody answers: add --yes"
-            raise UsageError(words) from err
+            raise UsageError(words)
+        answer = line.strip().lower()
     if answer.startswith("n"):
         raise PepsError("nothing was ordered, as you said")
 
@@ -163,7 +163,7 @@ def add_to_list(path: Path, name: str) -> None:
     with common.named_file(path, advice), open(path, "a+b") as file:
         file.seek(0)
         text = file.read()
-        if name.encode() in text.split():
+        if name in common.as_text(text).split():
             return
         if text and not text.endswith(b"\n"):
             file.write(b"\n")
@@ -206,7 +206,7 @@ class Orders:
         self.args, self.listed = args, listed
         self.folders = [args.write_dir, args.prod_list.parent, Path()]
         self.failures: list[tuple[str, PepsError]] = []
-        self.before = self.now = 0
+        self.before = self.elsewhere = self.now = 0
 
     def is_free(self, product: L1C) -> bool:
         """Whether a product is to be ordered: nothing of it was ordered before."""
@@ -222,11 +222,9 @@ class Orders:
             self.note(product, held, False)
             return False
         if held is None and product.name in self.listed:
-            self.before += 1
-            words = (
-                f"stands in {self.args.prod_list}, its log is elsewhere: not ordered"
-            )
-            console.say(f"{product.name}: {words}")
+            self.elsewhere += 1
+            place = f"stands in {self.args.prod_list}, its log is elsewhere"
+            console.say(f"{product.name}: {place}: left out; --force orders it anew")
             return False
         return True
 
@@ -254,6 +252,19 @@ class Orders:
         if not self.args.dry_run:
             add_to_list(self.args.prod_list, product.name)
 
+    def sum_up(self, found: int) -> None:
+        """Say what failed, and how many of the products found were ordered."""
+        for who, err in common.by_reason("product", self.failures):
+            console.error(err, who)
+        counts = [
+            (self.before, "ordered before"),
+            (self.elsewhere, "ordered elsewhere"),
+            (self.now, "ordered now"),
+            (found - self.before - self.elsewhere - self.now, "not ordered"),
+        ]
+        words = ", ".join(f"{number} {words}" for number, words in counts if number)
+        console.say(f"{plural(found, 'product')} found: {words}")
+
 
 def run(args: Any) -> Status:
     area = area_query(args)
@@ -276,14 +287,8 @@ def run(args: Any) -> Status:
         if len(todo) > CONFIRM_ABOVE and not args.yes:
             confirm(len(todo))
         orders.place(service, todo)
-    for who, err in common.by_reason("product", orders.failures):
-        console.error(err, who)
-    done = orders.before + orders.now
-    counts = [(orders.before, "ordered before"), (orders.now, "ordered now")]
-    counts.append((len(found) - done, "not ordered"))
-    words = ", ".join(f"{number} {words}" for number, words in counts if number)
-    console.say(f"{plural(len(found), 'product')} found: {words}")
-    if done and not args.dry_run:
+    orders.sum_up(len(found))
+    if (orders.before or orders.now) and not args.dry_run:
         options = ("-p", args.prod_list, "-w", args.write_dir)
         console.say(f"when they have run: {called('peps_maja_download', *options)}")
     return common.worst(err.status for _, err in orders.failures)

@@ -204,6 +204,9 @@ CONTENTS = {
     "bytes missing in the middle for ever": never(send(LACKING)),
     "damaged in pieces": mended(damaged_start, sent=2 * ALL),
     "damaged in pieces for ever": never(damaged_start, says="{host} damaged"),
+    "damaged in pieces, then in one": never(
+        damaged_start, None, send(flipped(BODY, HELD // 2)), says="{host} damaged"
+    ),
 }
 REDIRECTS = {
     "on the same host": mended(moved("{path}?again"), sent=ALL),

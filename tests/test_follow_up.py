@@ -311,7 +311,7 @@ def test_documents_that_cannot_be_kept_are_a_warning(follow, job, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse)
-    only_line(follow(), "warning", "31TCJ.log", "Permission denied")
+    only_line(follow(), "warning", "kept in", "Permission denied")
     assert job.on_disk() == job.bodies
 
 

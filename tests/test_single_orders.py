@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 import threading
 from pathlib import Path
@@ -101,9 +102,16 @@ def test_large_order_asks_also_a_pipe(finish, peps, typed, ends):
     assert ends != 2 or "--yes" in found.err
 
 
-def test_end_of_input_on_a_terminal_is_a_no(terminal, peps):
-    terminal(*ORDER, answer=b"\x04", status=1)
-    assert not peps.jobs
+def test_answer_is_heard_where_no_question_can_be_asked(finish, peps):
+    """As with `echo yes | ... 2>&-`."""
+    finish(*ORDER, input="yes\n", preexec_fn=lambda: os.close(2))
+    assert len(peps.jobs) == 12
+
+
+def test_product_that_is_listed_twice_is_ordered_once(run, peps):
+    peps.catalogue = [entry(FIRST), entry(FIRST, mgrs="31TCJ")]
+    assert "1 product found: 1 ordered now" in order(run, "--force").out
+    assert len(peps.jobs) == 1
 
 
 def test_yes_and_what_is_ordered_before_ask_nothing(run, peps):
@@ -182,15 +190,17 @@ def test_product_with_a_job_counts_as_ordered(run, peps, where):
 
 def test_listed_product_without_a_log_was_ordered_elsewhere(run, peps):
     LIST.write_text(FIRST)
-    assert f"{FIRST}: stands in list.txt, its log is elsewhere" in order(run).out
+    found = order(run).out
+    assert f"{FIRST}: stands in list.txt, its log is elsewhere" in found
+    assert "6 products found: 1 ordered elsewhere, 5 ordered now" in found
     assert ordered(peps) == NAMES[1:]
 
 
 def test_force_orders_anew_and_keeps_the_log(run, peps):
-    LIST.write_text(FIRST)
+    LIST.write_text(f"\ufeff{FIRST}", "utf-8")
     Path(f"{SECOND}.log").write_bytes(JOB)
     order(run, "--force")
-    assert LIST.read_text().split() == ordered(peps) == NAMES
+    assert LIST.read_text("utf-8-sig").split() == ordered(peps) == NAMES
     assert Path(f"{SECOND}.log.1").read_bytes() == JOB
 
 
