@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -87,13 +87,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 99.5 else f"{seconds / 60:.0f} min"
 
 
-def sums(counts: dict[str, int], noun: str = "", dates: int = 0) -> str:
-    """Counts and lost dates in words, without the zeros: 2 jobs finished, 1 waiting.
+def sums(noun: str, counts: Iterable[tuple[int, str]], dates: int = 0) -> str:
+    """Counts with the words behind them, no zeros: 2 jobs finished, 1 waiting.
 
-    `counts` are numbers by the words behind them; the first has the noun, too.
+    The first has the noun, if there is one; `dates` are those that were lost.
     """
     parts: list[str] = []
-    for words, count in counts.items():
+    for count, words in counts:
         things = plural(count, noun) if noun and not parts else str(count)
         if count:
             parts.append(f"{things} {words}")
@@ -869,7 +869,7 @@ class FollowUp:
             elif standing.state == UNKNOWN:
                 console.warn(f"{job.name}: {line}", also_quiet=True)
             else:
-                if standing.words and self.is_new("", "optimistic"):
+                if standing.words and self.is_new("percentages", "optimistic"):
                     line += " (the service's count, which is optimistic)"
                 later = f"; {console.later()}" if console.due else ""
                 console.say(f"{job.name}: {line}{later}")
@@ -966,14 +966,14 @@ def count(job: Job) -> str:
     to_fetch = "to fetch"
     if all(one.size for one in job.missing):
         to_fetch += f", {human(sum(one.rest for one in job.missing))}"
-    where = {
-        "on disk": there,
-        to_fetch: len(job.missing),
-        "not to be had": len(job.products) - there - len(job.missing),
-    }
-    parts = "all on disk" if there == len(job.products) else sums(where)
-    counts = {f"({parts})": len(job.products), "too cloudy": len(job.cloudy)}
-    return sums(counts, "product", job.standing.unprocessed) or "no products"
+    where = [
+        (there, "on disk"),
+        (len(job.missing), to_fetch),
+        (len(job.products) - there - len(job.missing), "not to be had"),
+    ]
+    parts = "all on disk" if there == len(job.products) else sums("", where)
+    counts = [(len(job.products), f"({parts})"), (len(job.cloudy), "too cloudy")]
+    return sums("product", counts, job.standing.unprocessed) or "no products"
 
 
 def tell_finished(job: Job, line: str) -> None:
@@ -1008,44 +1008,44 @@ def say_lost_dates(jobs: list[Job], listed: list[Acquisition]) -> int:
     return max(lost, len(missing))
 
 
-def say_end(run: FollowUp, listed: list[Acquisition]) -> None:
+def say_end(seen: FollowUp, listed: list[Acquisition]) -> None:
     """Say what --check did, and the last line, which sums the run up."""
-    products = list(run.products.values())
+    products = list(seen.products.values())
     brought = [one for one in products if one.took]
-    news = bool(brought) or any(job.has_ended_now for job in run.jobs)
+    news = bool(brought) or any(job.has_ended_now for job in seen.jobs)
     read = [one for one in products if one.damaged is not None]
     damaged = [one for one in read if one.damaged]
-    again = ", fetched again" if all(one.took for one in damaged) else ""
-    checked = {"read": len(read), f"damaged{again}": len(damaged)}
     if read:
-        words = sums(checked) if damaged else f"{len(read)} read, none damaged"
-        console.say(f"--check: {words}", news)
-    console.say(last_line(run, brought, say_lost_dates(run.jobs, listed)), news)
+        words = f"{len(damaged) or 'none'} damaged"
+        if damaged and all(one.took for one in damaged):
+            words = f"{words}, fetched again"
+        console.say(f"--check: {len(read)} read, {words}", news)
+    console.say(last_line(seen, brought, say_lost_dates(seen.jobs, listed)), news)
 
 
-def last_line(run: FollowUp, brought: list[Product], dates: int) -> str:
+def last_line(seen: FollowUp, brought: list[Product], dates: int) -> str:
     """What a run comes to, in one line: jobs, and what became of the products."""
-    products = list(dict.fromkeys(one for job in run.jobs for one in job.products))
+    products = list(dict.fromkeys(one for job in seen.jobs for one in job.products))
     ends = Counter(one.status for one in products)
     cloudy = sum(one.too_cloudy for one in products)
-    left = {
-        "to fetch" if run.args.dry_run else "left for the next run": ends[
-            Status.NOT_YET
-        ],
-        "not fetched": ends[Status.FAILED]
-        + sum(len(job.bad_results) for job in run.jobs),
-    }
-    size, took = human(sum(one.held for one in brought)), duration(run.seconds)
-    done = {
-        f"downloaded ({size} in {took})": len(brought),
-        "on disk before": ends[Status.OK] - cloudy - len(brought),
-        "too cloudy": cloudy + sum(len(job.cloudy) for job in run.jobs),
-    }
-    states = Counter(job.standing.state for job in run.jobs)
-    first = [sums(states, "job"), sums(left, "product")]
-    second = sums(done, "product", dates)
-    where = f" {second}, in {run.args.write_dir.resolve()}" if second else ""
-    return f"{', '.join(filter(None, first))}.{where}"
+    bad_results = sum(len(job.bad_results) for job in seen.jobs)
+    size, took = human(sum(one.held for one in brought)), duration(seen.seconds)
+    states = Counter(job.standing.state for job in seen.jobs)
+    jobs = sums("job", [(number, state) for state, number in states.items()])
+    to_come = "to fetch" if seen.args.dry_run else "left for the next run"
+    left = [
+        (ends[Status.NOT_YET], to_come),
+        (ends[Status.FAILED] + bad_results, "not fetched"),
+    ]
+    done = [
+        (len(brought), f"downloaded ({size} in {took})"),
+        (ends[Status.OK] - cloudy - len(brought), "on disk before"),
+        (cloudy + sum(len(job.cloudy) for job in seen.jobs), "too cloudy"),
+    ]
+    open_ends = ", ".join(filter(None, [jobs, sums("product", left)]))
+    ended = sums("product", done, dates)
+    where = f" {ended}, in {seen.args.write_dir.resolve()}" if ended else ""
+    return f"{open_ends}.{where}"
 
 
 def follow_up(
@@ -1059,19 +1059,19 @@ def follow_up(
     if not args.dry_run:
         common.make_folder(args.write_dir)
     wait_s = args.interval * 60 if args.wait and not args.dry_run else 0
-    run, stopped = FollowUp(args, single), Status.OK
+    seen, stopped = FollowUp(args, single), Status.OK
     try:
         while True:
             began = time.monotonic()
             console.due = wait_s and time.time() + wait_s
-            run.look(find_jobs(), token)
-            if not wait_s or Status.NOT_YET not in run.statuses:
+            seen.look(find_jobs(), token)
+            if not wait_s or Status.NOT_YET not in seen.statuses:
                 break
             time.sleep(max(0, began + wait_s - time.monotonic()))
     except KeyboardInterrupt as err:
         stopped = console.error(common.Interrupted(err))
-    say_end(run, listed)
-    return common.worst([stopped, *run.statuses])
+    say_end(seen, listed)
+    return common.worst([stopped, *seen.statuses])
 
 
 def add_download_options(parser: common.Parser) -> None:

@@ -114,7 +114,7 @@ def show(args: Any, service: Service, again: str) -> Status:
 def order(args: Any, service: Service, again: str) -> Status:
     """Order, unless the log holds a job already, and say how to go on."""
     held = None if args.force else common.read_log(args.log, again)
-    if args.json and not (held and held.holds_job):
+    if args.json and not (held and held.holds_job):  # then nothing is ordered
         save_list(args, service)
     url = execute_url(args)
     job, new = common.order(service, url, args.log, args.force, again)

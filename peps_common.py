@@ -1283,21 +1283,23 @@ def order(
     with contextlib.suppress(Unreadable):
         answer = parse_wps(document)
         if answer.holds_job:
-            keep_answer(note, answer, document)
+            note.give_way(answer, document)
             if isinstance(error, Interrupted):
                 raise error
             return answer, True
     if certain:
-        remove_note(note)
+        if note.stands():
+            note.restore()
         raise error
-    add_to_note(note, error, document)
+    if note.stands():
+        note.add(error, document)
     doubt = in_doubt(log, note.text, str(error), again)
     doubt.status = worst([doubt.status, error.status])
     raise doubt
 
 
 class Note(NamedTuple):
-    """What stands in a log while an order is under way, and if it dies.
+    """What stands in a log while an order is under way, and if its run dies.
 
     It is the lock between two orders. What the log held before is in `aside`.
     """
@@ -1305,6 +1307,37 @@ class Note(NamedTuple):
     log: Path
     text: str
     aside: Path | None
+
+    def stands(self) -> bool:
+        """Whether the log still holds this note, and not another run's."""
+        with contextlib.suppress(OSError):
+            return self.log.read_bytes().startswith(self.text.encode())
+        return False
+
+    def restore(self) -> None:
+        """Let the log be what it was before the order."""
+        if self.aside:
+            os.replace(self.aside, self.log)
+        else:
+            self.log.unlink(missing_ok=True)
+
+    def add(self, error: PepsError, document: bytes) -> None:
+        """Add what became of the order, as far as anybody knows."""
+        with contextlib.suppress(OSError), open(self.log, "ab") as file:
+            file.write(f"{error}\n".encode() + document)
+
+    def give_way(self, job: WpsAnswer, document: bytes) -> None:
+        """Let the answer replace the note; raises PepsError with the job's place."""
+        try:
+            if not self.stands():
+                raise FileExistsError("another order stands there")
+            write_whole(self.log, document)
+        except OSError as err:
+            raise PepsError(
+                f"job {one_line(job.job_id)} is ordered, but {self.log} cannot be "
+                f"written ({in_words(err)}); write its status URL "
+                f"{one_line(job.status_location)} alone into a file: that is a log, too"
+            ) from err
 
 
 def set_aside(log: Path) -> Path | None:
@@ -1339,7 +1372,7 @@ def write_note(log: Path, url: str, aside: Path | None) -> Note:
     except FileExistsError as err:
         raise NotYet(f"another run is at work on {log}") from err
     except OSError:
-        restore(log, aside)
+        note.restore()
         raise
     with contextlib.suppress(OSError):  # not every system can make a name durable
         folder = os.open(log.parent, os.O_RDONLY)
@@ -1348,45 +1381,3 @@ def write_note(log: Path, url: str, aside: Path | None) -> Note:
         finally:
             os.close(folder)
     return note
-
-
-def restore(log: Path, aside: Path | None) -> None:
-    """Let a log be what it was before the order."""
-    if aside:
-        os.replace(aside, log)
-    else:
-        log.unlink(missing_ok=True)
-
-
-def stands(note: Note) -> bool:
-    """Whether this run's note is still in its log, and not another's."""
-    with contextlib.suppress(OSError):
-        return note.log.read_bytes().startswith(note.text.encode())
-    return False
-
-
-def remove_note(note: Note) -> None:
-    """Take a note away: nothing was ordered."""
-    if stands(note):
-        restore(note.log, note.aside)
-
-
-def add_to_note(note: Note, error: PepsError, document: bytes) -> None:
-    """Add to a note what became of the order, as far as anybody knows."""
-    if stands(note):
-        with contextlib.suppress(OSError), open(note.log, "ab") as file:
-            file.write(f"{error}\n".encode() + document)
-
-
-def keep_answer(note: Note, job: WpsAnswer, document: bytes) -> None:
-    """Let the answer replace a note; raises PepsError with the job's place."""
-    try:
-        if not stands(note):
-            raise FileExistsError("another order stands there")
-        write_whole(note.log, document)
-    except OSError as err:
-        raise PepsError(
-            f"job {one_line(job.job_id)} is ordered, but {note.log} cannot be written "
-            f"({in_words(err)}); write its status URL {one_line(job.status_location)} "
-            "alone into a file: that is a log, too"
-        ) from err
