@@ -26,6 +26,7 @@ import peps_common as common
 from peps_common import (
     L1C,
     CutOff,
+    GivenUp,
     Gone,
     NotYet,
     OrderInDoubt,
@@ -59,9 +60,11 @@ if TYPE_CHECKING:
 
 ASK_AT_ONCE = 8
 SIZE_PATIENCE_S = 10
+REFRESH_PATIENCE_S = 60
 YOUNG_S = 3600  # the age of a log until which a missing status document is "not yet"
 FLUSH_BYTES = 2**24
 BLOCK_BYTES = 4096  # less free space than that is a full disk
+REFUSES_RANGE = (206, 400, 403, 412, 416, 501)  # 206: of another range
 ZIP_HEAD = b"PK\3\4"
 MARKED_HEADS = (b"PK\7\x08PK\3\4", b"PK00PK\3\4")  # behind a spanning marker
 FINISHED = "finished"
@@ -135,7 +138,7 @@ SERVICE_WORDS = {
     "ProcessAccepted": "waiting",
     "ProcessPaused": "waiting",
     "ProcessStarted": "running",
-    "ProcessSucceeded": "a success that names no report",
+    "ProcessSucceeded": "done, but without a report",
     "ProcessFailed": "failed",
     "ExceptionReport": "failed",
 }
@@ -253,6 +256,7 @@ def read_expected(path: Path) -> list[Acquisition]:
     advice = "give the list of full_maja_process --json"
     try:
         with named_file(path, advice):
+            require_plain(path)
             features, _ = common.parse_page(path.read_bytes())
     except Unreadable as err:
         raise UsageError(f"{path} is {err}; {advice}") from err
@@ -266,6 +270,10 @@ def read_expected(path: Path) -> list[Acquisition]:
 
 class NotAProduct(PepsError):
     """A page, nothing or a damaged zip came in a product's place."""
+
+
+class Damaged(NotAProduct):
+    """The zip that came is not whole."""
 
 
 class Product:
@@ -449,7 +457,7 @@ def download_from(
             return
         if code == 416 and span == f"bytes */{offset}":
             return  # nothing is left to come (RFC 9110, 15.5.17)
-        if not offset:
+        if not offset or code not in REFUSES_RANGE:
             raise service.refusal(response, "product", read_body(response, bytearray()))
     download_from(service, product, part, 0)
 
@@ -514,7 +522,17 @@ def receive(
     if problem:
         part.truncate(0)
         host = host_of(product.url)
-        raise NotAProduct(f"{host} sent a damaged zip ({problem}); tell the service")
+        raise Damaged(f"{host} sent a damaged zip ({problem}); tell the service")
+
+
+def receive_twice(
+    service: Service, product: Product, part: BinaryIO, every_byte: bool
+) -> None:
+    """Receive a product, once more where it is none, and then read it through."""
+    try:
+        receive(service, product, part, every_byte)
+    except NotAProduct:
+        receive(service, product, part, True)
 
 
 def fetch(service: Service, product: Product, every_byte: bool) -> float:
@@ -530,9 +548,10 @@ def fetch(service: Service, product: Product, every_byte: bool) -> float:
         if is_there(product, every_byte):
             return 0
         try:
-            receive(service, product, part, every_byte)
-        except NotAProduct:
-            receive(service, product, part, True)
+            receive_twice(service, product, part, every_byte)
+        except Damaged:  # as what is there is, which no later run should take for whole
+            product.path.unlink(missing_ok=True)
+            raise
         if not product.is_zip and product.path.exists():  # somebody else's by now
             part.truncate(0)
             return 0
@@ -577,9 +596,8 @@ class Job:
 
     @property
     def has_ended_now(self) -> bool:
-        """Whether it has come to an end that the disk did not know."""
-        ended = self.standing.status != Status.NOT_YET
-        return ended and self.on_disk.state != FINISHED
+        """Whether it has come to a good end that the disk did not know."""
+        return self.standing.state == FINISHED and self.on_disk.state != FINISHED
 
     @property
     def missing(self) -> list[Product]:
@@ -700,13 +718,17 @@ def refresh(service: Service, job: Job) -> str:
     inputs = f"wps_id={quote(job.answer.job_id, safe='')}"
     flags = "status=false&storeExecuteResponse=false"
     url = common.execute_url(service.base, "PROCESSING_STATUS", inputs, flags)
-    try:
+
+    def ask_once() -> str:
         with service.ask(service.wishes, url) as response:
             document = read_body(response, bytearray())
+        code, words = common.meaning(response.status_code, document)
+        return "" if code == 200 else f"{host_of(url)} answers {code}{words}"
+
+    try:
+        return common.patiently(ask_once, host_of(url), REFRESH_PATIENCE_S)
     except PepsError as err:
         return str(err)
-    code, words = common.meaning(response.status_code, document)
-    return "" if code == 200 else f"{host_of(url)} answers {code}{words}"
 
 
 def keep(job: Job, documents: dict[Path, bytes]) -> None:
@@ -831,6 +853,8 @@ class FollowUp:
                     f"the job is at {host_of(place)}, not at {host_of(service.base)}"
                 )
                 stale.append((job.name, f"{words}; name its own server with --server"))
+            if isinstance(asked, GivenUp):
+                asked = GivenUp(f"{host_of(place)}: {asked}")
             if isinstance(asked, PepsError):
                 job.standing = standing_of_error(asked, job.on_disk)
                 continue
@@ -860,7 +884,8 @@ class FollowUp:
         failures = []
         for job in self.jobs:
             standing, line = job.standing, describe(job)
-            if not self.is_new(job.name, f"{line}{standing.error}"):
+            now = f"{standing.state} {standing.words} {standing.error}"
+            if not self.is_new(job.name, f"{now} {len(standing.results)}"):
                 continue
             if standing.error:
                 failures.append((job.name, standing.error))
@@ -925,10 +950,10 @@ def with_room(products: list[Product], folder: Path) -> list[Product]:
 
 def say_product(product: Product, number: str) -> None:
     """Say that a product has come; the line fits a terminal of 80 columns."""
-    words = f"{human(product.held)}, {human(product.held / product.took)}/s"
-    line = f"{number} {product.path.name}  {words}"
-    if len(line) > 80:
-        line = line.replace("  ", " ").replace(", ", ",")
+    line = f"{number} {product.path.name}  {human(product.held)}"
+    speed = f", {human(product.held / product.took)}/s"
+    if len(line) + len(speed) <= 80:
+        line += speed
     console.say(line, news=True)
 
 
@@ -978,9 +1003,9 @@ def count(job: Job) -> str:
 
 def tell_finished(job: Job, line: str) -> None:
     """Say what a finished job brings; the details in the run that learns of them."""
-    news = job.on_disk.state != FINISHED
+    news = job.has_ended_now
     console.say(f"{job.name}: {line}", news=news)
-    for err in job.bad_results:
+    for err in {str(err): err for err in job.bad_results}.values():
         console.error(err, job.name)
     cloudy = [one.time for one in map(acquisition, job.cloudy) if one]
     if news and cloudy:

@@ -124,8 +124,7 @@ def order(args: Any, service: Service, again: str) -> Status:
             f"{args.log} already holds job {name}, so nothing was ordered; choose "
             "another log with -l, or add --force"
         )
-    place = one_line(job.status_location)
-    console.say(f"{args.log}: ordered as job {name}, status {place}")
+    console.say(f"{args.log}: ordered as job {name}, status {job.place}")
     folder = args.log.with_suffix("")
     if folder == args.log:
         folder = Path(f"{args.log}_products")

@@ -121,12 +121,12 @@ class Distrusted(Unreadable):
     status = Status.FAILED
 
 
-class Gone(PepsError):
-    """The server has nothing (any more) at an address."""
-
-
 class Refused(PepsError):
     """The service said no to this one thing; the next one may be another matter."""
+
+
+class Gone(Refused):
+    """The server has nothing (any more) at an address."""
 
 
 class OrderInDoubt(PepsError):
@@ -202,12 +202,17 @@ def printable(text: str) -> str:
 def one_line(text: object, limit: int = 300) -> str:
     """Somebody else's words as one line of at most `limit` characters.
 
-    Here, and only here, the password is masked: in the words of others.
+    The password is masked in them, and never in our own words.
     """
-    words = str(text)
+    return " ".join(printable(masked(str(text))).split())[:limit]
+
+
+def masked(text: str) -> str:
+    """Somebody else's words, their HTML entities resolved, without the password."""
+    words = html.unescape(text)
     for secret in console.secrets:
         words = words.replace(secret, "***")
-    return " ".join(printable(words).split())[:limit]
+    return words
 
 
 def by_reason(noun: str, things: list[tuple[str, R]]) -> Iterator[tuple[str, R]]:
@@ -467,12 +472,8 @@ def read_account(path: Path) -> str:
 
 def quoted_forms(password: str, token: str) -> list[str]:
     """The forms in which a service may quote an account, the longest first."""
-    forms = [
-        password,
-        token.rstrip("="),
-        html.escape(password),
-        html.escape(password, quote=False),
-    ]
+    forms = [password, html.unescape(password), token.rstrip("=")]
+    forms.append(json.dumps(password)[1:-1])
     for safe in ("", "/"):
         forms += [quote(password, safe), quote_plus(password, safe)]
     return sorted(forms, key=len, reverse=True)
@@ -556,6 +557,11 @@ class WpsAnswer(NamedTuple):
     @property
     def holds_job(self) -> bool:
         return bool(self.status_location) and not self.failed
+
+    @property
+    def place(self) -> str:
+        """The statusLocation in one printable line."""
+        return one_line(self.status_location, 2000)
 
     @property
     def job_id(self) -> str:
@@ -772,9 +778,11 @@ def work_through(
         done.put((item, outcome))
 
 
-def patiently(work: Callable[..., R], *args: Any) -> R:
-    """Do one thing in a thread; raises what it raises, GivenUp after two minutes."""
-    [(_, outcome)] = in_threads(lambda _: work(*args), [None], 1, PATIENCE_S)
+def patiently(work: Callable[[], R], host: str, patience_s: int) -> R:
+    """Ask a host for one thing in a thread; raises what that raises, or GivenUp."""
+    [(_, outcome)] = in_threads(lambda _: work(), [None], 1, patience_s)
+    if isinstance(outcome, GivenUp):
+        raise GivenUp(f"{host}: {outcome}")
     if isinstance(outcome, PepsError):
         raise outcome
     return outcome
@@ -1060,10 +1068,8 @@ class Service:
                 f"the proxy {proxy_of(response.url)} wants an account ({code}){words}; "
                 "name it in HTTP_PROXY"
             )
-        if code in (404, 410) and what in ("search", "order"):
-            return PepsError(
-                f"{host} has no such {what} ({code}){words}; check --server"
-            )
+        if code in (404, 410) and what in ("search", "order") and not words:
+            return PepsError(f"{host} knows no {what} ({code}); check --server")
         if code in (404, 410):
             return Gone(f"{host} has no such {what} ({code}){words}")
         if code == 202:
@@ -1083,9 +1089,8 @@ class Service:
         found: dict[str, Any] = {}
         for number in range(1, PAGES_MAX + 1):
             url = query if number == 1 else f"{query}&page={number}"
-            _, (features, more) = patiently(
-                self.read, url, "search", parse_page, PAGE_MAX_BYTES
-            )
+            ask = partial(self.read, url, "search", parse_page, PAGE_MAX_BYTES)
+            _, (features, more) = patiently(ask, host_of(url), PATIENCE_S)
             before = len(found)
             found.update((json.dumps(feature), feature) for feature in features)
             # A server that does not know `page` sends the same one for ever.
@@ -1111,7 +1116,7 @@ class Service:
                 return response
 
         try:
-            response = patiently(send)
+            response = patiently(send, host_of(url), PATIENCE_S)
         except KeyboardInterrupt as stopped:
             return Interrupted(stopped), False
         except GivenUp as err:  # it may still connect
@@ -1230,7 +1235,7 @@ def read_log(log: Path, again: str) -> WpsAnswer | None:
 
     Raises OrderInDoubt for a note, UsageError for what is no log.
     """
-    with named_file(log, again):
+    with named_file(log, "put that right, or choose another log"):
         require_plain(log)
         content = log.read_bytes() if log.exists() else None
     if content is None:
@@ -1288,12 +1293,11 @@ def order(
                 raise error
             return answer, True
     if certain:
-        if note.stands():
-            note.restore()
+        note.remove()
         raise error
-    if note.stands():
-        note.add(error, document)
-    doubt = in_doubt(log, note.text, str(error), again)
+    note.add(error, document)
+    why, _, _ = str(error).partition(";")  # without a remedy, which is another here
+    doubt = in_doubt(log, note.text, why, again)
     doubt.status = worst([doubt.status, error.status])
     raise doubt
 
@@ -1321,10 +1325,18 @@ class Note(NamedTuple):
         else:
             self.log.unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Take the note away: nothing was ordered."""
+        if self.stands():
+            self.restore()
+
     def add(self, error: PepsError, document: bytes) -> None:
         """Add what became of the order, as far as anybody knows."""
-        with contextlib.suppress(OSError), open(self.log, "ab") as file:
-            file.write(f"{error}\n".encode() + document)
+        words = f"{error}\n{masked(as_text(document))}"
+        with contextlib.suppress(OSError):
+            if self.stands():
+                with open(self.log, "ab") as file:
+                    file.write(words.encode())
 
     def give_way(self, job: WpsAnswer, document: bytes) -> None:
         """Let the answer replace the note; raises PepsError with the job's place."""
@@ -1336,7 +1348,7 @@ class Note(NamedTuple):
             raise PepsError(
                 f"job {one_line(job.job_id)} is ordered, but {self.log} cannot be "
                 f"written ({in_words(err)}); write its status URL "
-                f"{one_line(job.status_location)} alone into a file: that is a log, too"
+                f"{job.place} alone into a file: that is a log, too"
             ) from err
 
 

@@ -51,16 +51,19 @@ class SearchParser(common.Parser):
     """Takes a lone number before the options, and negative numbers of any form."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = list(args)
-        if re.fullmatch("[0-9]+", words[0]):  # as documented; it never meant anything
-            console.warn(f"ignored: {words.pop(0)}")
+        words, lone = list(args), ""
         joined: list[str] = []
+        if re.fullmatch("[0-9]+", words[0]):  # as documented; it never meant anything
+            lone = words.pop(0)
         for word in words:
             if re.match("-[0-9.]", word) and joined and joined[-1].startswith("--l"):
                 joined[-1] += f"={word}"  # argparse takes -1e-3 for an option
             else:
                 joined.append(word)
-        return super().parse_args(joined, namespace)
+        parsed = super().parse_args(joined, namespace)
+        if lone and not parsed.quiet:
+            console.warn(f"ignored: {lone}")
+        return parsed
 
 
 def build_parser() -> common.Parser:
@@ -247,7 +250,7 @@ class Orders:
         """Say that a product is ordered, and put it on the list."""
         self.now += new
         self.before += not new
-        status = f"status {one_line(job.status_location)}" if new else "before"
+        status = f"status {job.place}" if new else "before"
         console.say(f"{product.name}: ordered as job {one_line(job.job_id)}, {status}")
         if not self.args.dry_run:
             add_to_list(self.args.prod_list, product.name)

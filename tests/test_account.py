@@ -368,6 +368,7 @@ def test_any_password_arrives(password, run, internet, account):
 FORMS = (
     str, quote, partial(quote, safe=""), quote_plus, partial(quote_plus, safe="/"),
     html.escape, partial(html.escape, quote=False), partial(basic, EMAIL),
+    lambda word: html.escape(word).replace("&#x27;", "&#39;"),
 )  # fmt: skip
 
 
@@ -378,6 +379,9 @@ def test_a_service_that_quotes_the_password_is_masked(run, peps, account):
     peps.always.append((EXECUTE, json_error(400, f"no: {', '.join(quoted)}.")))
     masked = ", ".join(["***"] * len(FORMS))
     only_line(run(*ORDER, status=1), f"no: {masked}.")
+    peps.always.insert(0, (EXECUTE, json_error(500, f"no: {word}.")))
+    run(*ORDER, status=1)
+    assert "no: ***." in Path("job.log").read_text()
 
 
 def test_a_command_of_ours_is_not_masked(run, internet, account):

@@ -107,11 +107,15 @@ def test_check_finds_a_flipped_bit(read, download, job, victim, damaged):
     job.require_whole()
 
 
-def test_check_refuses_what_is_damaged_at_the_server(download, job, peps, damaged):
+def test_check_refuses_what_is_damaged_at_the_server(
+    download, job, peps, victim, damaged
+):
+    """No later run may take what is damaged for whole, whoever brought it."""
     peps.products[job.first] = damaged
     for _ in range(2):
         only_line(download("--check", status=1), job.first, "damaged")
         assert names_in(job.products) == {*job.bodies} - {job.first}
+        victim.write_bytes(damaged)
 
 
 def test_a_damaged_product_stays_until_its_successor_is_whole(

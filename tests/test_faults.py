@@ -163,6 +163,7 @@ RANGES = {
         for code in (400, 403, 412, 416)
     },
     "refused with 501": mended(*[refuse_ranges(501)] * 6, before=PART, sent=ALL),
+    "out of order for ranges": later(refuse_ranges(503), before=PART, left=PART),
     "416, all is there": mended(before=BODY, sent=0),
     "416, another total": mended(
         status(416, {"Content-Range": f"bytes */{HELD // 2}"}), before=PART, sent=ALL

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from faulty_http import cut, for_gets, stall, status
+from faulty_http import cut, endless, for_gets, stall, status
 from local_peps import OUTPUTS, WPS, make_product
 from stories import (
     NOBODY,
@@ -30,6 +30,7 @@ from stories import (
     xml,
 )
 
+import full_maja_download
 import peps_common
 
 table = pytest.mark.parametrize
@@ -86,7 +87,7 @@ def write_logs(peps, count: int) -> list[object]:
     ("SUSPENDED", 75, ".py: warning: 31TCJ.log: .*SUSPENDED"),
     ("<ProcessPaused/>", 75, "^31TCJ.log: waiting"),
     ('<ProcessStarted percentCompleted="42"/>', 75, "^31TCJ.log: running, 42%"),
-    ("<ProcessSucceeded/>", 75, "^31TCJ.log: .*no report"),
+    ("<ProcessSucceeded/>", 75, "^31TCJ.log: .*without a report"),
     (failed("no DTM"), 1, ".py: 31TCJ.log: failed.* no DTM.*31TCJ.stat"),
 ])  # fmt: skip
 def test_each_state_reads_differently(follow, job, said, ends, words):
@@ -129,8 +130,9 @@ def test_wait_downloads_what_finishes_meanwhile(follow, job, make_job):
     late, pending = make_job("late", count=0), report("PENDING")
     late.add("late.zip", make_product("late.zip", 9000))
     late.hit(lambda handler: len(job.on_disk()) < 3 and pending(handler), "late/r")
-    follow("-l", "late.log", *LOOKS)
+    out = follow("-l", "late.log", *LOOKS).out
     assert names_in(job.products) == {*job.bodies, "late.zip"}
+    assert len(lines_of(out, "31TCJ.log: finished")) == 1
 
 
 def test_wait_fetches_no_damaged_product_at_each_look(follow, job, make_job, peps):
@@ -175,10 +177,12 @@ def test_what_is_asked_in_which_order(follow, peps, job, looks, asked):
     cut(None),
     stall(),
     json_error(401),
-], ids=["500", "401", "cut", "stalled", "JSON"])  # fmt: skip
+    endless(b"HTTP/1.1 200 OK\r\n", b"x", 0.05),
+], ids=["500", "401", "cut", "stalled", "JSON", "endless"])  # fmt: skip
 def test_the_refresh_is_a_wish(follow, peps, job, fault, monkeypatch):
     """It is tried once, stops nothing, and is worth a line where the job goes on."""
     monkeypatch.setattr(peps_common, "TIMEOUTS_S", (5, 0.5))
+    monkeypatch.setattr(full_maja_download, "REFRESH_PATIENCE_S", 1)
     job.hit(fault, WPS)
     job.hit(for_gets(report("PENDING")), "r.json")
     only_line(follow("-q", status=75), "31TCJ.log", "not refreshed")
@@ -443,6 +447,11 @@ def test_a_bad_list_is_said_before_anything_is_asked(follow, peps, name, content
     assert peps.journal == []
 
 
+def test_a_pipe_is_no_list(follow):
+    os.mkfifo("pipe")
+    only_line(follow("--json", "pipe", status=2), "pipe")
+
+
 def test_dry_run_says_what_would_come_and_fetches_nothing(follow, peps, job):
     (job.products / job.first).write_bytes(job.bodies[job.first])
     result = follow("-n", status=75)
@@ -481,9 +490,10 @@ def test_a_pipe_gets_a_numbered_line_a_product(finish, make_job):
     job, body = make_job(count=0), make_product("a", 60_000)
     for number in range(120):
         job.add(f"SENTINEL2A_2017{number:04}-105605-456_L2A_T31TCJ_D_V1-4.zip", body)
+    job.add("NO" + 55 * "-" + ".zip", body)
     result = finish(FOLLOW, *job.argv)
     _, *lines, _ = result.out.splitlines()
-    numbers = [f"[{number}/120]" for number in range(1, 121)]
+    numbers = [f"[{number}/121]" for number in range(1, 122)]
     assert [line.split()[0] for line in lines] == numbers
     assert result.err == ""
     assert max(map(len, lines)) <= 80
@@ -500,6 +510,7 @@ def test_a_log_in_doubt_names_both_ways_out(follow, peps, job):
     job.log.write_text("PEPS order of noon: URL")
     line = only_line(follow(status=1), "31TCJ.log")
     assert re.search("in doubt.*noon.*status URL.*--force", line)
+    assert follow("-q", status=1).out == ""
     assert peps.journal == []
 
 

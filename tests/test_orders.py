@@ -431,7 +431,8 @@ def test_log_that_can_be_no_file(run, peps):
     Path("folder").mkdir()
     os.mkfifo("pipe")
     for log in ("folder", "pipe", "missing/J.log"):
-        only_line(order(run, "-l", log, status=2), log.split("/")[0])
+        line = only_line(order(run, "-l", log, status=2), log.split("/")[0])
+        assert "--force" not in line
     assert peps.journal == []
 
 
