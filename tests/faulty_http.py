@@ -269,7 +269,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.count(len(first))  # before it leaves, for who has it all may ask at once
         self.connection.sendall(head + first)  # a small body in the same packet
         self.pump(body, start + len(first), held)
-        if self.hold:
+        if held < end:
             self.peps.wait_held(self.hold[0])
             self.pump(body, held, end)
         if self.cut_after is not None:
