@@ -209,7 +209,7 @@ def one_line(text: object, limit: int = 300) -> str:
 
 def masked(text: str) -> str:
     """Somebody else's words, their HTML entities resolved, without the password."""
-    words = html.unescape(text)
+    words = unescaped(text)
     for secret in console.secrets:
         words = words.replace(secret, "***")
     return words
@@ -472,7 +472,7 @@ def read_account(path: Path) -> str:
 
 def quoted_forms(password: str, token: str) -> list[str]:
     """The forms in which a service may quote an account, the longest first."""
-    forms = [password, html.unescape(password), token.rstrip("=")]
+    forms = [password, unescaped(password), token.rstrip("=")]
     forms.append(json.dumps(password)[1:-1])
     for safe in ("", "/"):
         forms += [quote(password, safe), quote_plus(password, safe)]

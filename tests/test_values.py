@@ -381,6 +381,11 @@ def test_the_worst_status_wins(statuses, expected):
     assert found == int(expected)
 
 
+def test_a_url_in_the_words_of_others_stays_as_it_is():
+    url = "http://peps.test/a?b=1&copy=2&lt=3"
+    assert common.one_line(f"see {url}") == f"see {url}"
+
+
 @given(st.text(), st.integers(1, 50))
 def test_words_of_others_are_one_printable_line(text, limit):
     words = common.one_line(text, limit)
