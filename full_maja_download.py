@@ -453,7 +453,7 @@ def download_from(
         if code == 206 and span.startswith(f"bytes {offset}-"):
             append_body(part, body)
             if not span.endswith((f"/{size_of(part)}", "/*")):
-                raise CutOff(f"{host_of(response.url)} breaks off")
+                raise CutOff(f"{host_of(response.url)} breaks off before the end")
             return
         if code == 416 and span == f"bytes */{offset}":
             return  # nothing is left to come (RFC 9110, 15.5.17)

@@ -902,7 +902,7 @@ def chunks(response: Response, read: Callable[[int], bytes]) -> Iterator[bytes]:
     try:
         yield from iter(lambda: read(CHUNK_BYTES), b"")
     except (HTTPError, OSError) as err:
-        raise CutOff(f"{host_of(response.url)} breaks off ({reason(err)})") from err
+        raise CutOff(f"{host_of(response.url)} breaks off before the end") from err
 
 
 def read_body(
