@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -51,6 +51,7 @@ from peps_common import (
     parse_wps,
     plural,
     read_body,
+    read_plain,
     require_plain,
     write_whole,
 )
@@ -190,12 +191,6 @@ def parse_unprocessed(value: object) -> tuple[int, tuple[str, ...]]:
         return len(value), tuple(map(str, value))
     number = re.match("[0-9]{1,6}", str(value).strip())
     return int(number[0]) if number else 0, ()
-
-
-def standing_of(answer: WpsAnswer, source: Path) -> Standing:
-    """What a status document, kept in a file, says that names no report."""
-    percent = answer.progress.rstrip("% ")
-    return standing_by(answer.state, percent, answer.message, source)
 
 
 def standing_of_error(err: PepsError, on_disk: Standing) -> Standing:
@@ -459,6 +454,7 @@ def download_from(
             return  # nothing is left to come (RFC 9110, 15.5.17)
         if not offset or code not in REFUSES_RANGE:
             raise service.refusal(response, "product", read_body(response, bytearray()))
+    # It gives no rest: once more, for the whole.
     download_from(service, product, part, 0)
 
 
@@ -549,7 +545,8 @@ def fetch(service: Service, product: Product, every_byte: bool) -> float:
             return 0
         try:
             receive_twice(service, product, part, every_byte)
-        except Damaged:  # as what is there is, which no later run should take for whole
+        except Damaged:
+            # So is what stands under the name, and no later run should believe it.
             product.path.unlink(missing_ok=True)
             raise
         if not product.is_zip and product.path.exists():  # somebody else's by now
@@ -589,8 +586,8 @@ class Job:
         self.bad_results: list[PepsError] = []
 
     @property
-    def is_open(self) -> bool:
-        """Whether there is something to ask: not if all of a finished job is here."""
+    def needs_asking(self) -> bool:
+        """Whether there is something to ask: not if all is here, or the log is none."""
         done = bool(self.products) and all(one.there for one in self.products)
         return not done and not self.standing.error
 
@@ -600,7 +597,7 @@ class Job:
         return self.standing.state == FINISHED and self.on_disk.state != FINISHED
 
     @property
-    def missing(self) -> list[Product]:
+    def to_fetch(self) -> list[Product]:
         """The products that are still to be fetched."""
         return [one for one in self.products if one.status == Status.NOT_YET]
 
@@ -608,7 +605,7 @@ class Job:
         """Learn what the disk knows of the job; `server` is for a place without one."""
         try:
             self.answer = read_answer(self, server)
-            self.on_disk = read_report(self)
+            self.on_disk = report_on_disk(self)
         except PepsError as err:
             self.on_disk = standing_of_error(err, self.on_disk)
         self.standing = self.on_disk
@@ -631,11 +628,11 @@ def read_answer(job: Job, server: str) -> WpsAnswer:
     return answer._replace(status_location=place)
 
 
-def read_report(job: Job) -> Standing:
+def report_on_disk(job: Job) -> Standing:
     """A finished report on disk, if it is this job's; else that nothing is known."""
     with contextlib.suppress(OSError, PepsError):
-        require_plain(job.report_file)
-        report = parse_report(job.report_file.read_bytes(), job.report_file)
+        document = read_plain(job.report_file) or b""
+        report = parse_report(document, job.report_file)
         if report.state == FINISHED and not has_others_status(job):
             return report
     return Standing(NO_ANSWER)
@@ -644,8 +641,7 @@ def read_report(job: Job) -> Standing:
 def has_others_status(job: Job) -> bool:
     """Whether the status document beside a log is that of another job."""
     with contextlib.suppress(OSError, PepsError):
-        require_plain(job.status_file)
-        found = parse_wps(job.status_file.read_bytes()).job_id
+        found = parse_wps(read_plain(job.status_file) or b"").job_id
         return found not in ("", job.answer.job_id)
     return False
 
@@ -665,14 +661,14 @@ def ask(service: Service, job: Job) -> Asked:
     """Ask the service how a job stands; raises PepsError."""
     document, answer = ask_status(service, job)
     documents = {job.status_file: document}
-    if answer.failed:
-        return Asked(standing_of(answer, job.status_file), documents)
-    stale = refresh(service, job)
-    if not answer.report_url:  # the service may name it only now
+    stale = "" if answer.failed else refresh(service, job)
+    if not answer.failed and not answer.report_url:  # it may name one only now
         document, answer = ask_status(service, job)
         documents = {job.status_file: document}
-    if not answer.report_url:
-        return Asked(standing_of(answer, job.status_file), documents, stale)
+    if answer.failed or not answer.report_url:
+        percent, source = answer.progress.rstrip("% "), job.status_file
+        standing = standing_by(answer.state, percent, answer.message, source)
+        return Asked(standing, documents, stale)
     try:
         report, standing = ask_report(service, job, answer.report_url)
         documents[job.report_file] = report
@@ -717,10 +713,10 @@ def refresh(service: Service, job: Job) -> str:
         return ""
     inputs = f"wps_id={quote(job.answer.job_id, safe='')}"
     flags = "status=false&storeExecuteResponse=false"
-    url = common.execute_url(service.base, "PROCESSING_STATUS", inputs, flags)
+    url = common.wps_url(service.base, "PROCESSING_STATUS", inputs, flags)
 
     def ask_once() -> str:
-        with service.ask(service.wishes, url) as response:
+        with service.send(service.wishes, url) as response:
             document = read_body(response, bytearray())
         code, words = common.meaning(response.status_code, document)
         return "" if code == 200 else f"{host_of(url)} answers {code}{words}"
@@ -745,7 +741,7 @@ def keep(job: Job, documents: dict[Path, bytes]) -> None:
 
 def size_at(service: Service, product: Product) -> int:
     """A product's bytes as a HEAD request tells them, else 0; raises PepsError."""
-    with service.ask(service.wishes, product.url, "HEAD") as response:
+    with service.send(service.wishes, product.url, "HEAD") as response:
         length = response.headers.get("Content-Length", "")
     known = response.status_code == 200 and re.fullmatch("[0-9]{1,15}", length)
     return int(length) if known else 0
@@ -760,7 +756,7 @@ class FollowUp:
 
     def __init__(self, args: Any, single: bool):
         self.args, self.single = args, single
-        self.service: Service | None = None  # from the first question on
+        self.token = common.read_account(args.auth)
         self.jobs: list[Job] = []
         self.products: dict[Path, Product] = {}  # of all jobs, each once
         self.seconds = 0.0  # of downloading
@@ -773,44 +769,48 @@ class FollowUp:
         products = [one.status for job in self.jobs for one in job.products]
         return [job.standing.status for job in self.jobs] + refused + products
 
-    def look(self, jobs: list[Job], token: str) -> None:
+    @cached_property
+    def service(self) -> Service:
+        """The service, from the first question on."""
+        return Service(self.args.server, self.token)
+
+    def look(self, jobs: list[Job]) -> None:
         """Look at the disk and the service once, and fetch what has finished."""
         self.jobs = jobs
         for job in jobs:
             job.read(self.args.server)
-        self.take_results()
-        todo = [job for job in jobs if job.is_open]
+        self.sort_results()
+        todo = [job for job in jobs if job.needs_asking]
         if not todo:
             self.tell()
             return
-        self.service = self.service or Service(self.args.server, token)
         self.service.begin_look()
-        self.ask_all(self.service, todo)
-        self.take_results()  # once more, of what the service has said
+        self.ask_all(todo)
+        self.sort_results()  # once more, of what the service has said
         # What a vanished job has brought may still be there.
         finished = [job for job in jobs if job.standing.state in (FINISHED, GONE)]
-        products = list(dict.fromkeys(one for job in finished for one in job.missing))
-        self.measure(self.service, products)
+        products = list(dict.fromkeys(one for job in finished for one in job.to_fetch))
+        self.measure(products)
         self.tell()
         if self.args.dry_run:
             for product in products:
                 console.say(f"to fetch: {product.path.name}")
         else:
-            self.fetch_all(self.service, products)
+            self.fetch_all(products)
 
-    def take_results(self) -> None:
+    def sort_results(self) -> None:
         """Sort what the jobs brought, and find out what is on disk."""
         # Of two jobs that name one product the first one's address counts.
         for job in reversed(self.jobs):
             job.products, job.cloudy, job.bad_results = [], [], []
             for url in job.standing.results:
                 try:
-                    self.take_result(job, url)
+                    self.sort_result(job, url)
                 except PepsError as err:
                     job.bad_results.append(err)
         self.look_on_disk()
 
-    def take_result(self, job: Job, url: str) -> None:
+    def sort_result(self, job: Job, url: str) -> None:
         """Sort one result of a job; raises PepsError for one that is refused."""
         name = product_name(url)
         require_not_here(url, job.answer.status_location)
@@ -841,17 +841,15 @@ class FollowUp:
             if check and product.is_zip and product.path.is_file():
                 product.damaged = not there
 
-    def ask_all(self, service: Service, jobs: list[Job]) -> None:
+    def ask_all(self, jobs: list[Job]) -> None:
         """Ask how jobs stand, and keep what the service says."""
         stale = []
         for job, asked in in_threads(
-            partial(ask, service), jobs, ASK_AT_ONCE, common.PATIENCE_S
+            partial(ask, self.service), jobs, ASK_AT_ONCE, common.PATIENCE_S
         ):
-            place = job.answer.status_location
-            if not is_of_domain(place, service.base):
-                words = (
-                    f"the job is at {host_of(place)}, not at {host_of(service.base)}"
-                )
+            place, server = job.answer.status_location, self.args.server
+            if not is_of_domain(place, server):
+                words = f"the job is at {host_of(place)}, not at {host_of(server)}"
                 stale.append((job.name, f"{words}; name its own server with --server"))
             if isinstance(asked, GivenUp):
                 asked = GivenUp(f"{host_of(place)}: {asked}")
@@ -865,9 +863,9 @@ class FollowUp:
         for who, words in by_reason("job", stale):
             console.warn(f"{who}: {words}", also_quiet=True)
 
-    def measure(self, service: Service, products: list[Product]) -> None:
+    def measure(self, products: list[Product]) -> None:
         """Ask for the sizes of products, a wish; the first in vain is the last."""
-        work, jobs = partial(size_at, service), self.args.jobs
+        work, jobs = partial(size_at, self.service), self.args.jobs
         for product, size in in_threads(work, products, jobs, SIZE_PATIENCE_S):
             if isinstance(size, PepsError) or not size:
                 break
@@ -909,11 +907,11 @@ class FollowUp:
         for who, err in by_reason("product", new):
             console.error(err, who)
 
-    def fetch_all(self, service: Service, products: list[Product]) -> None:
+    def fetch_all(self, products: list[Product]) -> None:
         """Download products side by side, and say what becomes of them."""
         products = with_room(products, self.args.write_dir)
         self.tell_failures()
-        work = partial(fetch, service, every_byte=self.args.check)
+        work = partial(fetch, self.service, every_byte=self.args.check)
         show = partial(show_progress, products)
         began, before = time.monotonic(), self.seconds
         with progress_bar(products) as console.bar:
@@ -989,12 +987,12 @@ def count(job: Job) -> str:
     """What a finished job brings, no zero among the numbers."""
     there = sum(one.there for one in job.products)
     to_fetch = "to fetch"
-    if all(one.size for one in job.missing):
-        to_fetch += f", {human(sum(one.rest for one in job.missing))}"
+    if all(one.size for one in job.to_fetch):
+        to_fetch += f", {human(sum(one.rest for one in job.to_fetch))}"
     where = [
         (there, "on disk"),
-        (len(job.missing), to_fetch),
-        (len(job.products) - there - len(job.missing), "not to be had"),
+        (len(job.to_fetch), to_fetch),
+        (len(job.products) - there - len(job.to_fetch), "not to be had"),
     ]
     parts = "all on disk" if there == len(job.products) else sums("", where)
     counts = [(len(job.products), f"({parts})"), (len(job.cloudy), "too cloudy")]
@@ -1020,7 +1018,7 @@ def tell_finished(job: Job, line: str) -> None:
         console.warn(f"{job.name}: {lost} lost by the service: {names or find}")
 
 
-def say_lost_dates(jobs: list[Job], listed: list[Acquisition]) -> int:
+def count_lost_dates(jobs: list[Job], listed: list[Acquisition]) -> int:
     """How many dates brought nothing; those that a list shows are named."""
     lost = sum(job.standing.unprocessed for job in jobs)
     if any(job.standing.state != FINISHED for job in jobs):
@@ -1045,12 +1043,13 @@ def say_end(seen: FollowUp, listed: list[Acquisition]) -> None:
         if damaged and all(one.took for one in damaged):
             words = f"{words}, fetched again"
         console.say(f"--check: {len(read)} read, {words}", news)
-    console.say(last_line(seen, brought, say_lost_dates(seen.jobs, listed)), news)
+    dates = count_lost_dates(seen.jobs, listed)
+    console.say(last_line(seen, brought, dates), news)
 
 
 def last_line(seen: FollowUp, brought: list[Product], dates: int) -> str:
     """What a run comes to, in one line: jobs, and what became of the products."""
-    products = list(dict.fromkeys(one for job in seen.jobs for one in job.products))
+    products = list(seen.products.values())
     ends = Counter(one.status for one in products)
     cloudy = sum(one.too_cloudy for one in products)
     bad_results = sum(len(job.bad_results) for job in seen.jobs)
@@ -1080,16 +1079,15 @@ def follow_up(
     single: bool,
 ) -> Status:
     """Look at jobs once, or until all have ended, and sum up, also when interrupted."""
-    token = common.read_account(args.auth)
+    seen, stopped = FollowUp(args, single), Status.OK
     if not args.dry_run:
         common.make_folder(args.write_dir)
     wait_s = args.interval * 60 if args.wait and not args.dry_run else 0
-    seen, stopped = FollowUp(args, single), Status.OK
     try:
         while True:
             began = time.monotonic()
             console.due = wait_s and time.time() + wait_s
-            seen.look(find_jobs(), token)
+            seen.look(find_jobs())
             if not wait_s or Status.NOT_YET not in seen.statuses:
                 break
             time.sleep(max(0, began + wait_s - time.monotonic()))
@@ -1102,20 +1100,29 @@ def follow_up(
 def add_download_options(parser: common.Parser) -> None:
     """The options that the two download scripts share."""
     add = parser.add_argument
-    folder = "folder for the products (default: .)"
-    add("-w", "--write_dir", metavar="DIR", type=Path, default=Path(), help=folder)
-    number = common.number_between(int, 1, 1000, "a number from 1 to 1000")
-    jobs = "downloads at once (default: 4)"
-    add("-j", "--jobs", metavar="N", type=number, default=4, help=jobs)
+    parser.add_folder("folder for the products (default: .)")
+    add(
+        "-j",
+        "--jobs",
+        metavar="N",
+        type=common.number_between(int, 1, 1000, "a number from 1 to 1000"),
+        default=4,
+        help="downloads at once (default: 4)",
+    )
     add("--wait", action="store_true", help="stay until every job has ended")
-    minutes = common.number_between(float, 0.001, 10**6, "a number of minutes above 0")
-    wait = "with --wait: between two looks (default: 10)"
-    add("--interval", metavar="MINUTES", type=minutes, default=10.0, help=wait)
-    check = "read products on disk through, and replace damaged ones"
-    add("--check", action="store_true", help=check)
-    only = "ask how the jobs stand, and only say what would be downloaded"
-    names = ("-n", "--no_download", "--dry-run")
-    add(*names, dest="dry_run", action="store_true", help=only)
+    add(
+        "--interval",
+        metavar="MINUTES",
+        type=common.number_between(float, 0.001, 10**6, "a number of minutes above 0"),
+        default=10.0,
+        help="with --wait: between two looks (default: 10)",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="read products on disk through, and replace damaged ones",
+    )
+    parser.add_dry_run("ask how the jobs stand, and only say what would be downloaded")
 
 
 def build_parser() -> common.Parser:
@@ -1127,11 +1134,18 @@ def build_parser() -> common.Parser:
         "  %(prog)s -q -a peps.txt -l 31TCJ.log -w 31TCJ\n",
     )
     add = partial(parser.add_argument, metavar="FILE", type=Path)
-    logs = "logs of full_maja_process (default: Full_Maja.log)"
-    add("-l", "--log", nargs="+", action="extend", help=logs)
+    add(
+        "-l",
+        "--log",
+        nargs="+",
+        action="extend",
+        help="logs of full_maja_process (default: Full_Maja.log)",
+    )
     add_download_options(parser)
-    listed = "list of full_maja_process --json: name the dates without a result"
-    add("--json", help=listed)
+    add(
+        "--json",
+        help="list of full_maja_process --json: name the dates without a result",
+    )
     parser.other_letter("-p", "-l")
     parser.other_letter("word", "-l", nargs="*", metavar="LOG")
     return parser

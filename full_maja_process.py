@@ -32,23 +32,37 @@ def build_parser() -> common.Parser:
         "  %(prog)s -t 31TCJ -o 51 -d 2017-07-01 -e 2018-01-01 -n\n",
     )
     add = parser.add_argument
-    tile = "MGRS tile, such as 31TCJ"
-    add("-t", "--tile", required=True, type=common.as_tile, help=tile)
+    add(
+        "-t",
+        "--tile",
+        required=True,
+        type=common.as_tile,
+        help="MGRS tile, such as 31TCJ",
+    )
     day = partial(add, required=True, metavar="DATE", type=common.as_date)
     day("-d", "--start_date", help="first day, YYYY-MM-DD")
     day("-e", "--end_date", help="day after the last, YYYY-MM-DD")
-    orbit = "this relative orbit alone (default: all)"
-    add("-o", "--orbit", metavar="N", type=common.as_orbit, help=orbit)
-    log = "where the order is kept, its own for each (default: Full_Maja.log)"
-    file = Path("Full_Maja.log")
-    add("-l", "--log", metavar="FILE", type=Path, default=file, help=log)
-    only = "only print the URL of the request, order nothing"
-    names = ("-n", "--no_download", "--dry-run")
-    add(*names, dest="dry_run", action="store_true", help=only)
-    force = "order whatever the log holds, which is kept as FILE.1, .2 ..."
-    add("--force", action="store_true", help=force)
-    listed = "also save the catalogue's list of the L1C products to process"
-    add("--json", metavar="FILE", type=Path, help=listed)
+    parser.add_orbit()
+    add(
+        "-l",
+        "--log",
+        metavar="FILE",
+        type=Path,
+        default="Full_Maja.log",
+        help="where the order is kept, its own for each (default: Full_Maja.log)",
+    )
+    parser.add_dry_run("only print the URL of the request, order nothing")
+    add(
+        "--force",
+        action="store_true",
+        help="order whatever the log holds, which is kept as FILE.1, .2 ...",
+    )
+    add(
+        "--json",
+        metavar="FILE",
+        type=Path,
+        help="also save the catalogue's list of the L1C products to process",
+    )
     parser.other_letter("-f", "-e")
     parser.other_letter("-p", "-l")
     return parser
@@ -58,13 +72,15 @@ def check_period(start: date, end: date) -> None:
     """FULL_MAJA's rules: from 2016-04-01 on, 55 to 366 days. Raises PepsError (2)."""
     common.check_dates(str(start), str(end))
     if start < FIRST_START:
-        words = f"the start date {start} is before {FIRST_START}, the first possible"
-        raise UsageError(words)
+        raise UsageError(
+            f"the start date {start} is before {FIRST_START}, the first possible"
+        )
     days = (end - start).days
     if not DAYS_MIN <= days <= DAYS_MAX:
-        long = f"{start} to {end} is {common.plural(days, 'day')}"
-        words = f"{long}; a job takes {DAYS_MIN} to {DAYS_MAX}, so change -d or -e"
-        raise UsageError(words)
+        raise UsageError(
+            f"{start} to {end} is {common.plural(days, 'day')}; a job takes "
+            f"{DAYS_MIN} to {DAYS_MAX}, so change -d or -e"
+        )
 
 
 def save_list(args: Any, service: Service) -> None:
@@ -72,8 +88,10 @@ def save_list(args: Any, service: Service) -> None:
     area, dates = f"tileid={args.tile}", (str(args.start_date), str(args.end_date))
     features = service.search(area, *dates, args.orbit)
     if not features:
-        words = "the catalogue has no product of that tile, time and orbit"
-        raise PepsError(f"{words}; nothing was ordered")
+        raise PepsError(
+            "the catalogue has no product of that tile, time and orbit; nothing was "
+            "ordered"
+        )
     common.save_features(args.json, features)
     products = [one for one in map(L1C.from_feature, features) if one]
     days = {one.start[:10] or one.name for one in products}
@@ -89,7 +107,7 @@ def execute_url(args: Any) -> str:
     if args.orbit:
         inputs = f"{inputs};relativeOrbitNumber={args.orbit}"
     flags = "status=true&storeExecuteResponse=true"
-    return common.execute_url(args.server, "FULL_MAJA", inputs, flags)
+    return common.wps_url(args.server, "FULL_MAJA", inputs, flags)
 
 
 def how_to_order_again(args: Any) -> str:
@@ -100,37 +118,29 @@ def how_to_order_again(args: Any) -> str:
     return f"order it with: {called('full_maja_process', *words)}"
 
 
-def show(args: Any, service: Service, again: str) -> Status:
-    """Say what would be ordered, and order nothing."""
-    console.say(execute_url(args))
+def order(args: Any, service: Service) -> None:
+    """Order, unless the log holds a job already, or -n: then say what would be."""
+    url, again = execute_url(args), how_to_order_again(args)
+    if args.dry_run:
+        console.say(url)
     held = None if args.force else common.read_log(args.log, again)
     if held and held.holds_job:
-        console.warn(f"{args.log} holds job {one_line(held.job_id)}")
+        words = f"{args.log} already holds job {one_line(held.job_id)}"
+        if not args.dry_run:
+            advice = "choose another log with -l, or add --force"
+            raise UsageError(f"{words}, so nothing was ordered; {advice}")
+        console.warn(words)
     if args.json:
         save_list(args, service)
-    return Status.OK
-
-
-def order(args: Any, service: Service, again: str) -> Status:
-    """Order, unless the log holds a job already, and say how to go on."""
-    held = None if args.force else common.read_log(args.log, again)
-    if args.json and not (held and held.holds_job):  # then nothing is ordered
-        save_list(args, service)
-    url = execute_url(args)
-    job, new = common.order(service, url, args.log, args.force, again)
-    name = one_line(job.job_id)
-    if not new:
-        raise UsageError(
-            f"{args.log} already holds job {name}, so nothing was ordered; choose "
-            "another log with -l, or add --force"
-        )
-    console.say(f"{args.log}: ordered as job {name}, status {job.place}")
-    folder = args.log.with_suffix("")
-    if folder == args.log:
-        folder = Path(f"{args.log}_products")
-    download = called("full_maja_download", "-l", args.log, "-w", folder)
-    console.say(f"when it has run: {download}")
-    return Status.OK
+    if not args.dry_run:
+        job = common.order_once(service, url, args.log, args.force, again)
+        name = one_line(job.job_id)
+        console.say(f"{args.log}: ordered as job {name}, status {job.place}")
+        folder = args.log.with_suffix("")
+        if folder == args.log:
+            folder = Path(f"{args.log}_products")
+        download = called("full_maja_download", "-l", args.log, "-w", folder)
+        console.say(f"when it has run: {download}")
 
 
 def run(args: Any) -> Status:
@@ -138,8 +148,8 @@ def run(args: Any) -> Status:
     service = Service(args.server, common.read_account(args.auth))
     beside = [common.beside(args.log, suffix) for suffix in (".stat", ".json")]
     common.check_files(args.auth, args.log, *beside, args.json)
-    do = show if args.dry_run else order
-    return do(args, service, how_to_order_again(args))
+    order(args, service)
+    return Status.OK
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import sys
 import threading
 import time
@@ -113,12 +114,6 @@ class CutOff(NotYet):
 
 class Unreadable(NotYet):
     """A document is not what it should be; the next time it may be."""
-
-
-class Distrusted(Unreadable):
-    """A document is refused, whatever it says."""
-
-    status = Status.FAILED
 
 
 class Refused(PepsError):
@@ -292,6 +287,21 @@ class Parser(argparse.ArgumentParser):
         add("-q", "--quiet", action="store_true", help="say only what is new")
         add("--version", action="version", version=f"%(prog)s {__version__}")
 
+    def add_folder(self, help: str) -> None:
+        """Add -w, a folder."""
+        folder = partial(self.add_argument, metavar="DIR", type=Path, default=Path())
+        folder("-w", "--write_dir", help=help)
+
+    def add_orbit(self) -> None:
+        """Add -o, a relative orbit."""
+        orbit = partial(self.add_argument, metavar="N", type=as_orbit)
+        orbit("-o", "--orbit", help="this relative orbit alone (default: all)")
+
+    def add_dry_run(self, help: str) -> None:
+        """Add -n by its three names."""
+        dry_run = partial(self.add_argument, dest="dry_run", action="store_true")
+        dry_run("-n", "--no_download", "--dry-run", help=help)
+
     def other_letter(self, letter: str, right: str, **options: Any) -> None:
         """Answer a letter that belongs to the other pair with the right one."""
 
@@ -417,7 +427,10 @@ def run_script(
     run: Callable[[Any], Status],
     argv: list[str] | None,
 ) -> int:
-    """Parse, run, return the exit status; with `argv` None the process ends here."""
+    """Parse, run, return the exit status.
+
+    With `argv` None it is the whole process, and its signals are heard.
+    """
     words = sys.argv[1:] if argv is None else argv
     console.begin()
     for stream in (sys.stdout, sys.stderr):
@@ -548,7 +561,7 @@ class WpsAnswer(NamedTuple):
     report_url: str = ""
     message: str = ""
     progress: str = ""  # percentCompleted
-    code: int = 0  # of a refusal, as an HTTP status; 0 if it has none
+    code: int = 0  # as an HTTP status; like `message`, it counts where it has failed
 
     @property
     def failed(self) -> bool:
@@ -589,14 +602,14 @@ def parse_wps(document: bytes) -> WpsAnswer:
 
     It is read tag by tag, not as XML: what a service, a proxy or a shell has damaged
     still tells its statusLocation and its state, of several the last. Raises
-    Distrusted for a DTD, Unreadable for what may be in order next time.
+    Unreadable, and PepsError for a DTD.
     """
     error = parse_json_error(document)
     if error:
         return error
     text = HIDDEN.sub(lambda found: html.escape(found[1] or ""), as_text(document))
     if re.search(r"<!DOCTYPE\s+(?!html)\S", text, re.IGNORECASE):
-        raise Distrusted("a document with a DTD, which is refused")
+        raise PepsError("a document with a DTD is refused")
     roots = ROOT.findall(text)
     state, attributes = [("", ""), *STATE.findall(text)][-1]
     if not roots and not state:
@@ -707,7 +720,7 @@ def search_url(base: str, area: str, start: str, end: str) -> str:
     )
 
 
-def execute_url(base: str, identifier: str, inputs: str, flags: str) -> str:
+def wps_url(base: str, identifier: str, inputs: str, flags: str) -> str:
     """A WPS 1.0.0 execute request (OGC 05-007r7, 10.2.2) as key-value pairs.
 
     `inputs` is `key=value;key=value`, in which the values are encoded for a URL.
@@ -749,7 +762,7 @@ def in_threads(
                 raise outcome  # a fault of these scripts
             yield item, outcome
     finally:
-        list(todo)  # nothing is left to be begun
+        list(todo)  # empty what the threads share: none of them begins another
     yield from ((item, GivenUp(f"no answer for {patience_s} s")) for item in left)
 
 
@@ -929,7 +942,7 @@ def meaning(status: int, document: bytes) -> tuple[int, str]:
 
     What a WPS refusal or a JSON error says wins over the real HTTP status.
     """
-    with contextlib.suppress(Unreadable):
+    with contextlib.suppress(PepsError):
         answer = parse_wps(document)
         if answer.failed:
             return answer.code or status, f": {one_line(answer.message)}"
@@ -955,11 +968,12 @@ class Service:
                 "python -m pip install -U requests urllib3"
             ) from err
         self.base, self.token = base, token
+        # A document may not be there yet; a wish is asked for once.
         self.documents = self._session(retrying(RETRIED | {404}))
         self.products = self._session(retrying(RETRIED))
         self.wishes = self._session(requests.adapters.HTTPAdapter())
         self._silent: dict[str, list[PepsError]] = {}
-        self._account_refused: PepsError | None = None  # the account
+        self._account_refused: PepsError | None = None
 
     def _session(self, adapter: HTTPAdapter) -> Session:
         """A session in which every request goes through `_sign`."""
@@ -991,7 +1005,7 @@ class Service:
         self._silent.clear()
         self._account_refused = None
 
-    def ask(
+    def send(
         self, session: Session, url: str, method: str = "GET", **headers: str
     ) -> Response:
         """Send a request and follow its redirects; raises PepsError, NoAnswer.
@@ -1013,12 +1027,12 @@ class Service:
         """
         url = prefer_https(url, self.base)
         silent = self._silent.setdefault(host_of(url), [])
-        if len(silent) >= SILENT_MAX:
-            raise silent[-1]
+        for err in silent[SILENT_MAX - 1 :]:  # the host is given up
+            raise err
         if self._account_refused and may_carry_password(url, self.base):
             raise self._account_refused
         try:
-            response = self.ask(session, url, **headers)
+            response = self.send(session, url, **headers)
         except NoAnswer as err:
             silent.append(err)
             raise
@@ -1047,7 +1061,7 @@ class Service:
         try:
             return document, parse(document)
         except Unreadable as err:
-            raise type(err)(f"{host_of(response.url)}: the {what} is {err}") from err
+            raise Unreadable(f"{host_of(response.url)}: the {what} is {err}") from err
 
     def refusal(self, response: Response, what: str, document: bytes) -> PepsError:
         """The error that an answer means; a refused account is remembered."""
@@ -1101,17 +1115,16 @@ class Service:
             "narrow the search"
         )
 
-    def place(self, url: str, body: bytearray) -> tuple[PepsError, bool]:
-        """Send an order once; `body` holds the answer as it arrives.
+    def send_order(self, url: str, body: bytearray) -> tuple[PepsError, bool]:
+        """Send an order once; the answer comes in `body`, as far as it arrives.
 
-        Whether it names a job is not looked at here. Returns what it means that it
-        names none, and whether then certainly nothing was ordered. Ctrl-C ends the
-        waiting.
+        What is returned holds if that names no job: the error that it is, and whether
+        certainly nothing was ordered. Ctrl-C ends the waiting.
         """
         made = threading.Event()
 
         def send() -> Response:
-            with self.ask(self._session(watching(made)), url) as response:
+            with self.send(self._session(watching(made)), url) as response:
                 read_body(response, body)
                 return response
 
@@ -1133,10 +1146,20 @@ class Service:
 
 def require_plain(path: Path) -> None:
     """Raise OSError if there is something that is no plain file, such as a folder."""
-    if path.is_file() or not os.path.lexists(path):
-        return
-    words = "is a folder" if path.is_dir() else "is no plain file"
-    raise OSError(errno.EINVAL, words, str(path))
+    # It is looked at once: another run may make or move it between two looks.
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:  # there is nothing, or a link to nothing
+        mode = stat.S_IFLNK if path.is_symlink() else stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        words = "is a folder" if stat.S_ISDIR(mode) else "is no plain file"
+        raise OSError(errno.EINVAL, words, str(path))
+
+
+def read_plain(path: Path) -> bytes | None:
+    """The content of a plain file, None if there is none; raises OSError."""
+    require_plain(path)
+    return path.read_bytes() if path.exists() else None
 
 
 def make_durable(file: BinaryIO) -> None:
@@ -1185,8 +1208,7 @@ def read_list(path: Path) -> list[str]:
     Raises UsageError for a file that is none.
     """
     with named_file(path, "give a product list"):
-        require_plain(path)
-        content = path.read_bytes() if path.exists() else b""
+        content = read_plain(path) or b""
     names = list(dict.fromkeys(as_text(content).split()))
     for name in names:
         if not PRODUCT.fullmatch(name):
@@ -1202,12 +1224,16 @@ def beside(log: Path, suffix: str) -> Path:
     return Path(re.sub("[.]log$", "", str(log)) + suffix)
 
 
-def find_log(name: str, folders: Iterable[Path]) -> Path:
-    """A product's log: one with a job or a note, else any, else the first place."""
-    logs = [folder / f"{name}.log" for folder in folders]
+def find_log(name: str, folder: Path, prod_list: Path) -> Path:
+    """A product's log in a folder, beside the list or here.
+
+    It is one with a job or a note, else any, else where it would be in the folder.
+    """
+    places = (folder, prod_list.parent, Path())
+    logs = [place / f"{name}.log" for place in places]
     there = [log for log in logs if os.path.isfile(log)]
     for log in there:
-        with contextlib.suppress(OSError, Unreadable):
+        with contextlib.suppress(OSError, PepsError):
             answer = parse_log(log.read_bytes())
             if answer is None or answer.holds_job:
                 return log
@@ -1236,8 +1262,7 @@ def read_log(log: Path, again: str) -> WpsAnswer | None:
     Raises OrderInDoubt for a note, UsageError for what is no log.
     """
     with named_file(log, "put that right, or choose another log"):
-        require_plain(log)
-        content = log.read_bytes() if log.exists() else None
+        content = read_plain(log)
     if content is None:
         if os.path.lexists(f"{log}.part"):
             raise OrderInDoubt(
@@ -1252,7 +1277,8 @@ def read_log(log: Path, again: str) -> WpsAnswer | None:
     except Unreadable as err:
         raise UsageError(f"{log} is {err}; {again}") from err
     if answer is None:
-        raise in_doubt(log, as_text(content).splitlines()[0], "no answer", again)
+        note = as_text(content).strip().splitlines()[0]
+        raise in_doubt(log, note, "no answer", again)
     return answer
 
 
@@ -1266,36 +1292,36 @@ def in_doubt(log: Path, note: str, why: str, again: str) -> OrderInDoubt:
     )
 
 
-def order(
+def order_once(
     service: Service, url: str, log: Path, force: bool, again: str
-) -> tuple[WpsAnswer, bool]:
-    """Place an order once, and keep its answer as the log, byte for byte.
+) -> WpsAnswer:
+    """Place an order, unless the log holds a job already, and return the log's job.
 
-    Returns the job that the log holds, and whether it is a new one. `force` orders
-    whatever the log holds; that is kept as `<log>.1`, `.2` … Raises OrderInDoubt;
-    Refused where this order alone is refused; PepsError.
+    The log is the answer, byte for byte. `force` orders whatever the log holds; that is
+    kept as `<log>.1`, `.2` … Raises OrderInDoubt; Refused where this order alone is
+    refused; PepsError.
     """
     held = None if force else read_log(log, again)
     if held and held.holds_job:
-        return held, False
+        return held
     with named_file(log, "nothing was sent; choose another place for the log"):
         require_plain(log)
         aside = set_aside(log) if held or force else None
         note = write_note(log, url, aside)  # fails where another run has made a log
     body = bytearray()
-    error, certain = service.place(url, body)
-    document = bytes(body)
-    with contextlib.suppress(Unreadable):
-        answer = parse_wps(document)
-        if answer.holds_job:
-            note.give_way(answer, document)
-            if isinstance(error, Interrupted):
-                raise error
-            return answer, True
-    if certain:
+    error, not_ordered = service.send_order(url, body)
+    document, job = bytes(body), WpsAnswer()
+    with contextlib.suppress(PepsError):
+        job = parse_wps(document)
+    if job.holds_job:
+        note.give_way(job, document)
+        if isinstance(error, Interrupted):
+            raise error
+        return job
+    if not_ordered:
         note.remove()
         raise error
-    note.add(error, document)
+    note.keep_doubt(error, document)
     why, _, _ = str(error).partition(";")  # without a remedy, which is another here
     doubt = in_doubt(log, note.text, why, again)
     doubt.status = worst([doubt.status, error.status])
@@ -1305,7 +1331,8 @@ def order(
 class Note(NamedTuple):
     """What stands in a log while an order is under way, and if its run dies.
 
-    It is the lock between two orders. What the log held before is in `aside`.
+    It is the lock between two orders, unless one is forced. What the log held before is
+    in `aside`.
     """
 
     log: Path
@@ -1330,7 +1357,7 @@ class Note(NamedTuple):
         if self.stands():
             self.restore()
 
-    def add(self, error: PepsError, document: bytes) -> None:
+    def keep_doubt(self, error: PepsError, document: bytes) -> None:
         """Add what became of the order, as far as anybody knows."""
         words = f"{error}\n{masked(as_text(document))}"
         with contextlib.suppress(OSError):

@@ -28,8 +28,9 @@ def build_parser() -> common.Parser:
     return parser
 
 
-def make_job(name: str, log: Path, prod_list: Path) -> Job:
+def make_job(name: str, folder: Path, prod_list: Path) -> Job:
     """A product's job: it was ordered where its log is, whatever -w says now."""
+    log = common.find_log(name, folder, prod_list)
     again = f"remove {log}, and its line in {prod_list}, and order again"
     if_missing = "no log in -w, beside the list or here; give its folder with -w"
     status_file = log.with_name(f"update_{name}.txt")
@@ -41,11 +42,9 @@ def run(args: Any) -> Status:
     names = common.read_list(args.prod_list)
     if not names:
         raise UsageError(f"product list {args.prod_list} is empty, or not there")
-    folders = [args.write_dir, args.prod_list.parent, Path()]
 
     def find_jobs() -> list[Job]:
-        logs = {name: common.find_log(name, folders) for name in names}
-        return [make_job(name, log, args.prod_list) for name, log in logs.items()]
+        return [make_job(name, args.write_dir, args.prod_list) for name in names]
 
     if not any(os.path.lexists(job.log) for job in find_jobs()):
         raise UsageError(

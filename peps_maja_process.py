@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -42,8 +43,9 @@ def as_moment(text: str) -> str:
     common.as_date(day)
     form = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?Z?"
     if mark and not re.fullmatch(form, clock, re.ASCII):
-        words = f"'{text}' is not of the form YYYY-MM-DD or YYYY-MM-DDThh:mm:ss"
-        raise argparse.ArgumentTypeError(words)
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not of the form YYYY-MM-DD or YYYY-MM-DDThh:mm:ss"
+        )
     return text
 
 
@@ -84,23 +86,31 @@ def build_parser() -> common.Parser:
     add("--latmax", type=latitude, help="northern edge of the box")
     add("--lonmin", type=longitude, help="western edge of the box")
     add("--lonmax", type=longitude, help="eastern edge of the box")
-    start = "first day, YYYY-MM-DD"
-    add("-d", "--start_date", required=True, metavar="DATE", type=as_moment, help=start)
-    end = "day after the last (default: none)"
-    add("-f", "--end_date", default=NO_END, metavar="DATE", type=as_moment, help=end)
-    orbit = "this relative orbit alone (default: all)"
-    add("-o", "--orbit", metavar="N", type=common.as_orbit, help=orbit)
-    listed = "list of the products ordered, which grows"
-    add("-p", "--prod_list", required=True, metavar="FILE", type=Path, help=listed)
-    folder = "folder for the logs (default: .)"
-    add("-w", "--write_dir", metavar="DIR", type=Path, default=Path(), help=folder)
-    only = "only say what would be ordered"
-    names = ("-n", "--no_download", "--dry-run")
-    add(*names, dest="dry_run", action="store_true", help=only)
-    ask = f"do not ask before ordering more than {CONFIRM_ABOVE} products"
-    add("-y", "--yes", action="store_true", help=ask)
-    force = "order anew what has a job; its log is kept as FILE.1, .2 ..."
-    add("--force", action="store_true", help=force)
+    day = partial(add, metavar="DATE", type=as_moment)
+    day("-d", "--start_date", required=True, help="first day, YYYY-MM-DD")
+    day("-f", "--end_date", default=NO_END, help="day after the last (default: none)")
+    parser.add_orbit()
+    add(
+        "-p",
+        "--prod_list",
+        required=True,
+        metavar="FILE",
+        type=Path,
+        help="list of the products ordered, which grows",
+    )
+    parser.add_folder("folder for the logs (default: .)")
+    parser.add_dry_run("only say what would be ordered")
+    add(
+        "-y",
+        "--yes",
+        action="store_true",
+        help=f"do not ask before ordering more than {CONFIRM_ABOVE} products",
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="order anew what has a job; its log is kept as FILE.1, .2 ...",
+    )
     add("--json", metavar="FILE", type=Path, help="also save the catalogue's answer")
     add("--windows", action="store_true", help=argparse.SUPPRESS)
     parser.other_letter("-e", "-f")
@@ -117,10 +127,10 @@ def area_query(args: Any) -> str:
     kinds = ((args.tile,), (args.location,), point, box)
     given = [kind for kind in kinds if any(value is not None for value in kind)]
     if len(given) != 1 or None in given[0]:
-        ways = (
-            "-t TILE, -l TOWN, --lat with --lon, or all of --latmin --latmax --lonmin"
+        raise UsageError(
+            "give exactly one area: -t TILE, -l TOWN, --lat with --lon, or all of "
+            "--latmin --latmax --lonmin --lonmax"
         )
-        raise UsageError(f"give exactly one area: {ways} --lonmax")
     if args.tile:
         return f"tileid={args.tile}"
     if args.location is not None:
@@ -128,8 +138,7 @@ def area_query(args: Any) -> str:
     if args.lat is not None:
         return f"lat={args.lat:.6f}&lon={args.lon:.6f}"
     if args.latmin >= args.latmax or args.lonmin >= args.lonmax:
-        words = "--latmin must be below --latmax, and --lonmin below --lonmax"
-        raise UsageError(words)
+        raise UsageError("--latmin must be below --latmax, --lonmin below --lonmax")
     return "box=" + ",".join(f"{value:.6f}" for value in box)
 
 
@@ -153,8 +162,9 @@ def confirm(count: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # what is no text is no answer
             line = sys.stdin.readline() if sys.stdin else ""
         if not line:
-            words = f"{count} products are many, and nobody answers: add --yes"
-            raise UsageError(words)
+            raise UsageError(
+                f"{count} products are many, and nobody answers: add --yes"
+            )
         answer = line.strip().lower()
     if answer.startswith("n"):
         raise PepsError("nothing was ordered, as you said")
@@ -176,7 +186,7 @@ def add_to_list(path: Path, name: str) -> None:
 
 def job_url(args: Any, product: L1C) -> str:
     flags = "storeExecuteResponse=true&status=true&title=Maja-Process"
-    return common.execute_url(args.server, "MAJA", f"product={product.name}", flags)
+    return common.wps_url(args.server, "MAJA", f"product={product.name}", flags)
 
 
 def how_to_order_again(args: Any, log: Path) -> str:
@@ -195,8 +205,9 @@ def find(service: Service, args: Any, area: str) -> list[L1C]:
         nameless = plural(products.count(None), "result")
         console.warn(f"without a usable name, and left out: {nameless}")
     if not named:
-        words = "no product answers the search; look at the area, the dates, the orbit"
-        raise PepsError(words)
+        raise PepsError(
+            "no product answers the search; look at the area, the dates, the orbit"
+        )
     for product in named.values():
         console.say(f"{product.name}  ({product.storage})")
     return list(named.values())
@@ -207,15 +218,19 @@ class Orders:
 
     def __init__(self, args: Any, listed: list[str]):
         self.args, self.listed = args, listed
-        self.folders = [args.write_dir, args.prod_list.parent, Path()]
         self.failures: list[tuple[str, PepsError]] = []
         self.before = self.elsewhere = self.now = 0
 
+    def log_of(self, product: L1C) -> Path:
+        """A product's log, or where it is to be."""
+        args = self.args
+        return common.find_log(product.name, args.write_dir, args.prod_list)
+
     def is_free(self, product: L1C) -> bool:
         """Whether a product is to be ordered: nothing of it was ordered before."""
-        log = common.find_log(product.name, self.folders)
         if self.args.force:
             return True
+        log = self.log_of(product)
         try:
             held = common.read_log(log, how_to_order_again(self.args, log))
         except PepsError as err:
@@ -234,17 +249,17 @@ class Orders:
     def place(self, service: Service, products: list[L1C]) -> None:
         """Order product by product, each with its log and then its line in the list."""
         for product in products:
-            log = common.find_log(product.name, self.folders)
+            log = self.log_of(product)
             url, way = job_url(self.args, product), how_to_order_again(self.args, log)
             try:
-                job, new = common.order(service, url, log, self.args.force, way)
+                job = common.order_once(service, url, log, self.args.force, way)
             except Refused as err:
                 self.failures.append((product.name, err))
             except PepsError as err:
                 self.failures.append((product.name, err))
                 return
             else:
-                self.note(product, job, new)
+                self.note(product, job, True)
 
     def note(self, product: L1C, job: WpsAnswer, new: bool) -> None:
         """Say that a product is ordered, and put it on the list."""

@@ -127,7 +127,7 @@ def test_what_is_no_document_may_be_one_next_time(parse, text):
     <!doctype x>
 """)  # fmt: skip
 def test_a_document_with_a_dtd_is_refused_for_good(start):
-    with pytest.raises(Unreadable) as refused:
+    with pytest.raises(PepsError, match="DTD") as refused:
         parse_wps(start.encode() + answer(PLACE))
     assert refused.value.status == Status.FAILED
 
