@@ -139,7 +139,7 @@ SERVICE_WORDS = {
     "ProcessAccepted": "waiting",
     "ProcessPaused": "waiting",
     "ProcessStarted": "running",
-    "ProcessSucceeded": "done, but without a report",
+    "ProcessSucceeded": "done without a report",
     "ProcessFailed": "failed",
     "ExceptionReport": "failed",
 }
@@ -684,7 +684,7 @@ def ask_status(service: Service, job: Job) -> tuple[bytes, WpsAnswer]:
         document, answer = service.read(location, "status document", parse_wps)
     except Gone as err:
         if time.time() - job.log.stat().st_mtime < YOUNG_S:
-            raise NotYet(f"{err}, yet") from err
+            raise NotYet(f"{err}; it may not be there yet") from err
         raise Gone(f"{err}: it keeps no job for ever; {job.again}") from err
     if answer.failed and answer.code == 503:
         raise NotYet(f"{host_of(location)} is busy: {one_line(answer.message)}")
@@ -701,7 +701,7 @@ def ask_report(service: Service, job: Job, link: str) -> tuple[bytes, Standing]:
     try:
         return service.read(url, "report", parse)
     except Gone as err:
-        raise NotYet(f"{err}, yet") from err
+        raise NotYet(f"{err}; it may not be there yet") from err
 
 
 def refresh(service: Service, job: Job) -> str:
@@ -1038,10 +1038,10 @@ def say_end(seen: FollowUp, listed: list[Acquisition]) -> None:
     news = bool(brought) or any(job.has_ended_now for job in seen.jobs)
     read = [one for one in products if one.damaged is not None]
     damaged = [one for one in read if one.damaged]
+    left = ", ".join(one.path.name for one in damaged if not one.took)
+    again = f": {left}" if left else ", fetched again"
+    words = f"{len(damaged)} damaged{again}" if damaged else "none damaged"
     if read:
-        words = f"{len(damaged) or 'none'} damaged"
-        if damaged and all(one.took for one in damaged):
-            words = f"{words}, fetched again"
         console.say(f"--check: {len(read)} read, {words}", news)
     dates = count_lost_dates(seen.jobs, listed)
     console.say(last_line(seen, brought, dates), news)

@@ -1277,8 +1277,9 @@ def read_log(log: Path, again: str) -> WpsAnswer | None:
     except Unreadable as err:
         raise UsageError(f"{log} is {err}; {again}") from err
     if answer is None:
-        note = as_text(content).strip().splitlines()[0]
-        raise in_doubt(log, note, "no answer", again)
+        note, _, answered = as_text(content).strip().partition("\n\n")
+        why = answered.partition("\n")[0] or "no answer"
+        raise in_doubt(log, note, why, again)
     return answer
 
 
@@ -1286,9 +1287,9 @@ def in_doubt(log: Path, note: str, why: str, again: str) -> OrderInDoubt:
     """The error that a note means: what was sent when, where to look, both ways out."""
     sent = printable(note).partition("?")[0]
     return OrderInDoubt(
-        f"{log} is in doubt: {sent} ({why}); it may have been accepted, so it is not "
-        "sent again. Look at your jobs on that service: if it is there, write its "
-        f"status URL alone into {log}; if not, {again}"
+        f"{log} is in doubt: {sent} ({one_line(why)}); it may have been accepted, so "
+        "it is not sent again. Look at your jobs on that service: if it is there, "
+        f"write its status URL alone into {log}; if not, {again}"
     )
 
 

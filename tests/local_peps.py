@@ -26,6 +26,7 @@ import logging
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -312,7 +313,8 @@ class LocalPeps:
     """
 
     def __init__(self, port: int = 0, email: str = EMAIL, password: str = SECRET):
-        self.port, self.account = port, f"{email} {password}"
+        self.account = f"{email} {password}"
+        self._server = Server(self, port=port)
         token = base64.b64encode(f"{email}:{password}".encode()).decode()
         self.authorization = f"Basic {token}"
         self._wps_lock, self._changed = threading.RLock(), threading.Condition()
@@ -338,7 +340,6 @@ class LocalPeps:
         self.faults, self.always = [], []
 
     def __enter__(self) -> LocalPeps:
-        self._server = Server(self, port=self.port)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._folder = tempfile.TemporaryDirectory(prefix="local_peps_")
         self._outputs = Path(self._folder.name, "outputs")
@@ -625,11 +626,16 @@ def main() -> None:
     size = "size of a product (default: 1)"
     add("--products-mb", type=float, default=1, metavar="N", help=size)
     args = parser.parse_args()
-    with LocalPeps(args.port, "your.email@address.fr", "top_secret") as peps:
+    try:
+        peps = LocalPeps(args.port, "your.email@address.fr", "top_secret")
+    except OSError as err:
+        parser.error(f"port {args.port}: {err.strerror}; choose another with --port")
+    with peps:
         peps.product_size = int(args.products_mb * 1_000_000)
         print("In another terminal, in the folder of your data:\n")
         print(f"    export PEPS_URL={peps.url}")
-        print(f"    (umask 077; set -C; echo '{peps.account}' > peps.txt)\n")
+        print(f"    export PATH={Path(sys.executable).parent}:$PATH")
+        print(f"    [ -e peps.txt ] || (umask 077; echo '{peps.account}' > peps.txt)\n")
         print(
             f"Each minute {args.speed:g} hours pass here. Ctrl-C ends it.", flush=True
         )

@@ -125,7 +125,7 @@ def test_a_damaged_product_stays_until_its_successor_is_whole(
     job.hit(for_gets(cut(SIZE // 2), cut(None), for_ever=True))
     result = download("--check", status=75)
     only_line(result, job.first)
-    assert "--check: 1 read, 1 damaged\n" in result.out
+    assert f"--check: 1 read, 1 damaged: {job.first}\n" in result.out
     assert victim.read_bytes() == damaged
 
 
