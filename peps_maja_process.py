@@ -58,7 +58,8 @@ class SearchParser(common.Parser):
         if re.fullmatch("[0-9]+", words[0]):  # as documented; it never meant anything
             lone = words.pop(0)
         for word in words:
-            if re.match("-[0-9.]", word) and joined and joined[-1].startswith("--l"):
+            before = joined[-1] if joined else ""
+            if re.match("-[0-9.]", word) and re.fullmatch("--l[a-z]+", before):
                 joined[-1] += f"={word}"  # argparse takes -1e-3 for an option
             else:
                 joined.append(word)

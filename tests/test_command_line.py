@@ -120,6 +120,7 @@ sys.exit(full_maja_process.main({GOOD["full_maja_process"].split()}))""")
     full_maja_process ... --no_such                               # --no_such
     full_maja_process 2 ...                                       # 2
     peps_maja_process ... -t 31TCJ 2                              # 2
+    peps_maja_process ... --location=Toulouse -5                  # -5
     peps_maja_download ... other.txt                              # other.txt
     full_maja_download a.log                                      # -l a.log
     full_maja_download -p a.log                                   # -l a.log
