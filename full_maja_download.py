@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -175,6 +176,8 @@ def parse_report(document: bytes, source: Path) -> Standing:
     percent = re.search(r'"(?:process|percentCompleted)"\s*:\s*"?([0-9]{1,3})', text)
     done = percent[1] if percent else ""
     standing = standing_by(str(word), done, info.get("message"), source)
+    if standing.state != FINISHED:  # what it names by then is no result
+        return standing
     urls = info.get("results")
     if urls is None:
         urls = re.findall(r'"(https?://[^"\s]+\.zip)"', text)
@@ -641,8 +644,10 @@ def report_on_disk(job: Job) -> Standing:
 def has_others_status(job: Job) -> bool:
     """Whether the status document beside a log is that of another job."""
     with contextlib.suppress(OSError, PepsError):
-        found = parse_wps(read_plain(job.status_file) or b"").job_id
-        return found not in ("", job.answer.job_id)
+        ours = job.answer.status_location
+        found = parse_wps(read_plain(job.status_file) or b"").status_location
+        # Host and scheme may be spelled in another way than in the log.
+        return urlsplit(http_url(found, ours))[2:4] != urlsplit(ours)[2:4]
     return False
 
 
@@ -1154,7 +1159,7 @@ def build_parser() -> common.Parser:
 def make_job(log: Path) -> Job:
     if_missing = "no such file; order first, or name the log with -l (several with "
     if_missing += "spaces between them)"
-    again = f"order again as before, with -l {log} --force"
+    again = f"order again as before, with -l {shlex.quote(str(log))} --force"
     files = log, beside(log, ".stat"), beside(log, ".json")
     return Job(str(log), *files, again, if_missing)
 

@@ -137,7 +137,7 @@ def order(args: Any, service: Service) -> None:
         name = one_line(job.job_id)
         console.say(f"{args.log}: ordered as job {name}, status {job.place}")
         folder = args.log.with_suffix("")
-        if folder == args.log:
+        if folder == args.log or folder.is_file():
             folder = Path(f"{args.log}_products")
         download = called("full_maja_download", "-l", args.log, "-w", folder)
         console.say(f"when it has run: {download}")

@@ -593,7 +593,7 @@ STATE = re.compile(
     rf"{TAG}(?:Status\b[^<>]*>\s*{TAG}|(?=ExceptionReport\b))(\w+)([^<>]*)"
 )
 REASON = re.compile(
-    rf"{TAG}ExceptionText\b[^>]*>(.*?)(?:</(?:[\w.-]+:)?ExceptionText|\Z)", re.DOTALL
+    rf"{TAG}ExceptionText\b[^<>]*>(.*?)(?:</(?:[\w.-]+:)?ExceptionText|\Z)", re.DOTALL
 )
 
 
@@ -640,7 +640,7 @@ def attribute(name: str, *tags: str) -> str:
 
 def unescaped(text: str) -> str:
     """A text with its entities resolved; a bare `&`, as in a URL, stays."""
-    return re.sub(r"&#?\w+;", lambda found: html.unescape(found[0]), text)
+    return re.sub(r"&#?\w{1,32};", lambda found: html.unescape(found[0]), text)
 
 
 def parse_json(document: bytes) -> Any:
@@ -810,7 +810,7 @@ def reason(err: BaseException) -> str:
 
 def network_error(err: Exception, url: str) -> PepsError:
     """The error that a failure of the network is, with the host or proxy to blame."""
-    from requests.exceptions import ProxyError, RequestException
+    from requests.exceptions import InvalidHeader, ProxyError, RequestException
 
     request = getattr(err, "request", None)
     if request:  # of the last redirect
@@ -826,7 +826,8 @@ def network_error(err: Exception, url: str) -> PepsError:
         return proxy_error(words, url)
     # An address that is none is a ValueError or TypeError, whose words may hold a
     # proxy's password; a file of CAs that is missing is no error of requests' own.
-    if isinstance(err, (ValueError, TypeError)):
+    odd_header = isinstance(err, InvalidHeader)
+    if isinstance(err, (ValueError, TypeError)) and not odd_header:
         return PepsError(
             f"{host} cannot be asked: its address, one that it redirects to, or the "
             "proxy's in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is no address"
@@ -868,7 +869,7 @@ def retrying(statuses: set[int]) -> HTTPAdapter:
     class Tries(Retry):
         def parse_retry_after(self, retry_after: str) -> float:
             """No Retry-After beyond the patience is waited for, nor one of no sense."""
-            with contextlib.suppress(InvalidHeader):
+            with contextlib.suppress(InvalidHeader, ValueError, OverflowError):
                 wait_s = super().parse_retry_after(retry_after)
                 if wait_s <= PATIENCE_S:
                     return wait_s
@@ -961,8 +962,12 @@ class Service:
     def __init__(self, base: str, token: str):
         try:
             import requests
-            from urllib3 import BaseHTTPResponse  # noqa: F401  (new in 2.0)
-        except ImportError as err:
+            from urllib3 import BaseHTTPResponse
+
+            # Older ones lack what an order relies on.
+            _ = requests.adapters.HTTPAdapter.get_connection_with_tls_context
+            _ = BaseHTTPResponse.read1
+        except (ImportError, AttributeError) as err:
             raise UsageError(
                 "requests 2.32.2 and urllib3 2.2 or later are needed: "
                 "python -m pip install -U requests urllib3"
@@ -1232,12 +1237,13 @@ def find_log(name: str, folder: Path, prod_list: Path) -> Path:
     places = (folder, prod_list.parent, Path())
     logs = [place / f"{name}.log" for place in places]
     there = [log for log in logs if os.path.isfile(log)]
+    old_doubts = [log for log in logs if os.path.lexists(f"{log}.part")]
     for log in there:
         with contextlib.suppress(OSError, PepsError):
             answer = parse_log(log.read_bytes())
             if answer is None or answer.holds_job:
                 return log
-    return [*there, *logs][0]
+    return [*there, *old_doubts, *logs][0]
 
 
 NOTE = "PEPS order"
@@ -1322,8 +1328,8 @@ def order_once(
     if not_ordered:
         note.remove()
         raise error
-    note.keep_doubt(error, document)
     why, _, _ = str(error).partition(";")  # without a remedy, which is another here
+    note.keep_doubt(why, document)
     doubt = in_doubt(log, note.text, why, again)
     doubt.status = worst([doubt.status, error.status])
     raise doubt
@@ -1358,9 +1364,9 @@ class Note(NamedTuple):
         if self.stands():
             self.restore()
 
-    def keep_doubt(self, error: PepsError, document: bytes) -> None:
+    def keep_doubt(self, why: str, document: bytes) -> None:
         """Add what became of the order, as far as anybody knows."""
-        words = f"{error}\n{masked(as_text(document))}"
+        words = f"{why}\n{masked(as_text(document))}"
         with contextlib.suppress(OSError):
             if self.stands():
                 with open(self.log, "ab") as file:

@@ -46,7 +46,8 @@ def run(args: Any) -> Status:
     def find_jobs() -> list[Job]:
         return [make_job(name, args.write_dir, args.prod_list) for name in names]
 
-    if not any(os.path.lexists(job.log) for job in find_jobs()):
+    names_of_logs = [f"{job.log}{end}" for job in find_jobs() for end in ("", ".part")]
+    if not any(map(os.path.lexists, names_of_logs)):
         raise UsageError(
             f"no product of {args.prod_list} has a log in {args.write_dir}, beside the "
             "list or here; give the folder that they were ordered with (-w)"

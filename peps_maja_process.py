@@ -156,9 +156,9 @@ def confirm(count: int) -> None:
     answer = ""
     while answer not in ("yes", "y", "no", "n"):
         if sys.stderr:
-            print(
-                f"Order {count} products? yes/no: ", end="", file=sys.stderr, flush=True
-            )
+            question = f"Order {count} products? yes/no: "
+            with contextlib.suppress(OSError):
+                print(question, end="", file=sys.stderr, flush=True)
         line = ""
         with contextlib.suppress(OSError, ValueError):  # what is no text is no answer
             line = sys.stdin.readline() if sys.stdin else ""
@@ -250,6 +250,8 @@ class Orders:
     def place(self, service: Service, products: list[L1C]) -> None:
         """Order product by product, each with its log and then its line in the list."""
         for product in products:
+            if not self.is_free(product):  # another run has been at work
+                continue
             log = self.log_of(product)
             url, way = job_url(self.args, product), how_to_order_again(self.args, log)
             try:

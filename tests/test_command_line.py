@@ -106,6 +106,7 @@ sys.exit(main())""")
 @lines("""
     sys.modules['requests'] = None
     del urllib3.BaseHTTPResponse
+    import requests.adapters as a; del a.HTTPAdapter.get_connection_with_tls_context
 """)
 def test_without_a_good_requests_it_says_what_to_install(line, account, peps):
     result = python(f"""import sys, urllib3, full_maja_process; {line}

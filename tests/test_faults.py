@@ -273,7 +273,13 @@ def test_what_is_no_zip_is_no_page_and_no_error(body, run, make_job):
 
 @pytest.mark.parametrize(
     ("wait_s", "ends", "expected"),
-    [(7, 0, [7]), (120, 0, [120]), (121, 75, []), ("soon", 75, [])],
+    [
+        (7, 0, [7]),
+        (120, 0, [120]),
+        (121, 75, []),
+        ("soon", 75, []),
+        ("Fri, 31 Dec 99999999999 23:59:59 GMT", 75, []),
+    ],
 )
 def test_a_retry_after_is_kept_within_two_minutes(
     wait_s, ends, expected, run, make_job, monkeypatch

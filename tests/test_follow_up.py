@@ -267,17 +267,33 @@ def test_a_document_that_is_refused(follow, job, make_job, fault, word):
 
 
 @table("content", [
-    "{place}\n", "\ufeff{place}", "{place}?again", "\ufeff{ours}", "{other}\n{ours}",
+    "{place}\n", "\ufeff{place}", "{alias}", "\ufeff{ours}", "{other}\n{ours}",
 ])  # fmt: skip
 def test_an_odd_log_is_followed(follow, job, content):
     place = f"{job.base}.xml"
     other, ours = (answer(url).decode() for url in (f"{NOBODY}/a.xml", place))
-    job.log.write_text(content.format(place=place, ours=ours, other=other), "utf-8")
+    named = {"place": place, "alias": place.replace("127.0.0.1", "localhost")}
+    job.log.write_text(content.format(**named, ours=ours, other=other), "utf-8")
     follow()
     job.require_whole()
     asked = len(job.peps.journal)
     follow()
     assert len(job.peps.journal) == asked
+
+
+def test_a_job_may_be_named_by_the_query_alone(follow, job):
+    for number in (1, 2):
+        place = f"{job.base}.xml?id={number}"
+        job.log.write_bytes(answer(place))
+        job.hit(xml(answer(place, "<ProcessSucceeded/>", f"{job.base}/r.json")), ".xml")
+        follow(status=75 * (number - 1))
+        says(job, "PENDING")
+
+
+def test_what_a_running_job_names_is_no_result(follow, job):
+    job.hit(report("STALLED", "none yet"), "r.json")
+    result = follow(status=75)
+    assert (last(result), result.err) == ("1 job running.", "")
 
 
 def test_a_log_of_the_older_scripts_is_followed(follow, peps, job):

@@ -103,9 +103,11 @@ def test_large_order_asks_also_a_pipe(finish, peps, typed, ends):
 
 
 def test_answer_is_heard_where_no_question_can_be_asked(finish, peps):
-    """As with `echo yes | ... 2>&-`."""
+    """As with `echo yes | ... 2>&-`, and 2>/dev/full."""
     finish(*ORDER, input="yes\n", preexec_fn=lambda: os.close(2))
-    assert len(peps.jobs) == 12
+    with open("/dev/full", "w") as full:
+        finish(*ORDER, "--force", input="yes\n", stderr=full)
+    assert len(peps.jobs) == 24
 
 
 def test_product_that_is_listed_twice_is_ordered_once(run, peps):
@@ -140,6 +142,25 @@ def test_doubt_ends_the_list_and_a_note_does_not(run, peps):
     Path(f"{SECOND}.log").unlink()
     order(run)
     assert sorted(ordered(peps)) == sorted(NAMES)
+
+
+def test_note_that_another_run_writes_meanwhile_does_not_end_it(run, peps):
+    note = Path(f"{SECOND}.log")
+    peps.faults.append(
+        (FIRST, lambda _: note.write_text("PEPS order of noon") and None)
+    )
+    only_line(order(run, status=1), "in doubt", SECOND)
+    assert ordered(peps) == [name for name in NAMES if name != SECOND]
+
+
+def test_old_doubt_in_any_folder_of_logs_is_looked_at_first(run, peps):
+    Path("lists").mkdir()
+    old = [Path(f"lists/{FIRST}.log.part"), Path(f"{SECOND}.log.part")]
+    for part in old:
+        part.touch()
+    line = order(run, "-p", "lists/list.txt", "-w", "logs", status=1).err
+    assert [str(part) in line for part in old] == [True, True]
+    assert ordered(peps) == NAMES[2:]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,9 @@ def test_state_in_a_report(document, state, words):
         assert (found.words or "-").replace(" (see 31TCJ.json)", "") == words
 
 
+REPORT = '{{"USER_INFO": {{"job_status": "FINISHED", {}}}}}'
+
+
 @table("value, results", """
     ["http://a/x.zip", "http://a/x.zip"]      ["http://a/x.zip"]
     "http://a/x.zip"                          ["http://a/x.zip"]
@@ -164,7 +167,7 @@ def test_state_in_a_report(document, state, words):
     null, "loose": "see http://a/x.zip"       []
 """)  # fmt: skip
 def test_results_in_a_report(value, results):
-    found = parse_report(f'{{"USER_INFO": {{"results": {value}}}}}'.encode())
+    found = parse_report(REPORT.format(f'"results": {value}').encode())
     assert list(found.results) == json.loads(results)
 
 
@@ -178,7 +181,7 @@ def test_results_in_a_report(value, results):
     ["a", "b"]             2  ["a", "b"]
 """)  # fmt: skip
 def test_dates_that_a_report_calls_unprocessed(value, count, lost):
-    found = parse_report(f'{{"USER_INFO": {{"unprocessed": {value}}}}}'.encode())
+    found = parse_report(REPORT.format(f'"unprocessed": {value}').encode())
     assert (str(found.unprocessed), list(found.lost)) == (count, json.loads(lost))
 
 
