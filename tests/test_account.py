@@ -455,3 +455,11 @@ def test_an_account_file_that_others_can_read_gets_a_warning(run, account):
     only_line(run(*ORDER), "warning", "chmod 600 peps.txt")
     account.chmod(0o400)
     assert run(*ORDER, "--force").err == ""
+
+
+@pytest.mark.parametrize("what", ["report", "product"])
+def test_a_service_elsewhere_may_not_name_this_machine(what, run, internet):
+    internet.show_job("job", **{what: internet.url})
+    ended = run("full_maja_download", "--server", OWN, "-l", "job.log", status=1)
+    only_line(ended, "your machine")
+    assert not [call for call in internet.calls if "127.0.0.1" in call.url]

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -533,3 +534,78 @@ def test_a_log_in_doubt_names_both_ways_out(follow, peps, job):
 def test_a_list_without_any_log_is_one_line(run):
     Path("list.txt").write_text(f"{L1C}\n{OLD_L1C}\n")
     only_line(run(SINGLES, "-p", "list.txt", status=2), "list.txt", "-w")
+
+
+def test_a_host_is_given_up_for_one_look(run, peps, make_job):
+    for name in "abcde":
+        make_job(name, count=0)
+    asked = itertools.count()
+    silent = peps_common.SILENT_MAX * peps_common.TRIES
+    peps.always.insert(0, (".xml", lambda one: next(asked) < silent and cut(None)(one)))
+    run(FOLLOW, "-l", *Path().glob("?.log"), *LOOKS)
+
+
+def test_a_host_is_given_up_after_four_in_a_row(run, make_job):
+    job = make_job(count=9)
+    bad = [*job.bodies][::2]
+    for name in bad:
+        job.hit(for_gets(cut(None), for_ever=True), name)
+    run(FOLLOW, *job.argv, "-j", 1, status=75)
+    assert names_in(job.products) == {*job.bodies} - {*bad}
+
+
+def test_quiet_runs_print_only_news(follow, job):
+    job.add(CLOUDY, b"")
+    job.hit(report("FINISHED", job.results, unprocessed=1), "r.json")
+    first = follow("-q")
+    assert (len(first.out.splitlines()), first.err) == (3 + 2, "")
+    (job.products / job.first).unlink()
+    again = follow("-q", "--check")
+    assert (len(again.out.splitlines()), again.err) == (3, "")
+    assert follow("-q", "--check").out == ""
+    assert "too cloudy:" not in follow().out
+
+
+@table(("age_s", "ends"), [(3500, 75), (3700, 1)])
+def test_a_status_document_may_take_an_hour_to_be_there(follow, job, age_s, ends):
+    then = time.time() - age_s
+    os.utime(job.log, (then, then))
+    job.hit(status(404), ".xml")
+    follow(status=ends)
+
+
+@table("name", ["31TCJ.stat", "31TCJ.json"])
+def test_a_pipe_in_the_place_of_a_document_is_left_alone(follow, job, name):
+    os.mkfifo(name)
+    only_line(follow(), "warning", "kept")
+    assert job.on_disk() == job.bodies
+
+
+def test_wait_goes_on_beside_a_failed_job(follow, job, make_job):
+    says(make_job("bad", count=0), "ERROR")
+    job.hit(for_gets(report("PENDING"), report("PENDING")), "31TCJ/r")
+    follow("-l", "bad.log", *LOOKS, status=1)
+    assert job.on_disk() == job.bodies
+
+
+def test_dry_run_does_not_wait(follow):
+    follow("-n", "--wait", status=75)
+
+
+def test_a_log_that_names_no_job(follow, peps, job):
+    for content, word in ((refusal("locked"), "locked"), (answer(), "statusLocation")):
+        job.log.write_bytes(content)
+        only_line(follow(status=2), "31TCJ.log", word, "--force")
+    assert peps.journal == []
+
+
+def test_a_shells_background_job_hears_no_ctrl_c(launch, job):
+    says(job, "PENDING")
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    argv = *job.argv, "--wait", "--interval", "0.02"
+    process = launch(FOLLOW, *argv, preexec_fn=ignore)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    job.mend()
+    process.communicate()
+    assert process.returncode == 0

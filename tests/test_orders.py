@@ -470,3 +470,12 @@ def test_order_with_a_list(run, peps):
     assert [sent.path for sent in peps.journal] == [SEARCH, SEARCH, WPS]
     order(run, "--json", "list.json", status=2)
     assert len(peps.journal) == 3
+
+
+@pytest.mark.parametrize("fault", [xml(LOCKED), status(500)], ids=["no", "500"])
+def test_end_of_an_order_leaves_the_note_of_another_run_alone(run, peps, fault):
+    theirs = NOTE + b" of another run"
+    replace = (EXECUTE, lambda _: LOG.write_bytes(theirs) and False)
+    peps.always += [replace, (EXECUTE, fault)]
+    order(run, status=1)
+    assert LOG.read_bytes() == theirs

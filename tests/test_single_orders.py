@@ -17,6 +17,7 @@ from stories import (
     answer,
     json_document,
     json_error,
+    last,
     names_in,
     only_line,
     refusal,
@@ -298,3 +299,31 @@ def test_search_that_fails(run, peps, name):
 
 def test_quiet_orders_print_nothing(run, peps):
     assert order(run, "-q")[1:] == ("", "")
+
+
+@pytest.mark.parametrize(("count", "ends"), [(10, 0), (11, 2)])
+def test_ten_products_are_ordered_unasked(finish, peps, count, ends):
+    peps.catalogue = [entry(f"S2A_{number}") for number in range(count)]
+    finish(*ORDER, status=ends)
+    assert len(peps.jobs) == (0 if ends else count)
+
+
+def test_log_with_a_job_or_a_note_counts_wherever_it_is(run, peps):
+    peps.catalogue = [entry(FIRST)]
+    here = Path(f"{FIRST}.log")
+    here.write_bytes(JOB)
+    Path("logs").mkdir()
+    Path("logs", here).write_bytes(refusal("no"))
+    assert "1 ordered before" in order(run, "-w", "logs").out
+    here.write_text("PEPS order of noon")
+    only_line(order(run, "-w", "logs", status=1), "in doubt")
+    assert not peps.jobs
+
+
+def test_doubt_stops_no_download(run, make_job):
+    make_job(SECOND)
+    Path(f"{FIRST}.log").write_text("PEPS order of noon")
+    LIST.write_text(f"{FIRST} {SECOND}")
+    ended = run("peps_maja_download", "-p", LIST, "-w", "products", status=1)
+    assert "--force" not in only_line(ended, "in doubt", f"{FIRST}.log", "list.txt")
+    assert "3 products downloaded" in last(ended)
