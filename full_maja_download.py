@@ -64,6 +64,7 @@ ASK_AT_ONCE = 8
 SIZE_PATIENCE_S = 10
 REFRESH_PATIENCE_S = 60
 YOUNG_S = 3600  # the age of a log until which a missing status document is "not yet"
+CHUNK_BYTES = 2**18
 FLUSH_BYTES = 2**24
 BLOCK_BYTES = 4096  # less free space than that is a full disk
 REFUSES_RANGE = (206, 400, 403, 412, 416, 501)  # 206: of another range
@@ -440,7 +441,7 @@ def download_from(
     headers = {"Range": f"bytes={offset}-"} if offset else {}
     with service.open(service.products, product.url, **headers) as response:
         code, span = response.status_code, response.headers.get("Content-Range", "")
-        body = common.chunks(response, response.raw.read)
+        body = common.chunks(response, partial(response.raw.read, CHUNK_BYTES))
         if code == 200:
             head = next(body, b"")
             require_product(service, response, product, head)

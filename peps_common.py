@@ -46,7 +46,6 @@ TRIES = 5
 BACKOFF_S = 0.5  # urllib3 sleeps 0, 1, 2 and 4 s between five tries
 SILENT_MAX = 4  # things in a row without an answer, after which a host is given up
 RETRIED = {408, 425, 429, *range(500, 600)}
-CHUNK_BYTES = 2**18
 DOCUMENT_MAX_BYTES = 2**21  # 2 MiB
 PAGE_MAX_BYTES = 2**24  # 16 MiB, of the catalogue
 PAGE_RECORDS = 500
@@ -906,15 +905,16 @@ def watching(made: threading.Event) -> HTTPAdapter:
     return Watching()
 
 
-def chunks(response: Response, read: Callable[[int], bytes]) -> Iterator[bytes]:
+def chunks(response: Response, read: Callable[[], bytes]) -> Iterator[bytes]:
     """A body as it arrives; raises CutOff where it breaks off.
 
-    `read` is one of urllib3's: `read` waits for a whole chunk, `read1` does not.
+    `read` gives the next bytes. Of urllib3's two `read` waits for all that it is to
+    give, `read1` does not.
     """
     from urllib3.exceptions import HTTPError
 
     try:
-        yield from iter(lambda: read(CHUNK_BYTES), b"")
+        yield from iter(read, b"")
     except (HTTPError, OSError) as err:
         raise CutOff(f"{host_of(response.url)} breaks off before the end") from err
 
@@ -927,7 +927,8 @@ def read_body(
     A gzip that nobody asked for is undone. Raises CutOff, PepsError for more than
     `most` bytes.
     """
-    read = partial(response.raw.read1, decode_content=True)
+    # A little at a time, for packed it may be a thousand times as much.
+    read = partial(response.raw.read1, 2**14, decode_content=True)
     for chunk in chunks(response, read):
         body += chunk
         if len(body) > most:
