@@ -609,3 +609,23 @@ def test_a_shells_background_job_hears_no_ctrl_c(launch, job):
     job.mend()
     process.communicate()
     assert process.returncode == 0
+
+
+@table("text", [".xml", "r.json"])
+def test_a_document_without_end_is_given_up(follow, job, monkeypatch, text):
+    monkeypatch.setattr(peps_common, "PATIENCE_S", 1)
+    job.hit(endless(b"HTTP/1.1 200 OK\r\n\r\n", b" ", 0.05), text)
+    only_line(follow(status=75), "31TCJ.log", job.peps.url[7:], "no answer")
+
+
+@table(("told", "count"), [(1, 2), (3, 3)])
+def test_of_told_and_found_lost_dates_the_more_count(follow, job, told, count):
+    names = [L1C.replace("04T10", f"0{day}T10") for day in (1, 5, 6)]
+    names.append(OLD_L1C)
+    features = [{"properties": {"productIdentifier": name}} for name in names]
+    features[-1]["properties"]["mgrs"] = "32TCJ"
+    Path("list.json").write_text(json.dumps({"features": features[:3]}))
+    job.hit(report("FINISHED", job.results, unprocessed=told), "r.json")
+    assert f", {count} dates lost, in" in last(follow("--json", "list.json"))
+    Path("list.json").write_text(json.dumps({"features": features[3:]}))
+    assert "2016-07-12, tile 32TCJ" in follow("--json", "list.json").err

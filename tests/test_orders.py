@@ -164,14 +164,16 @@ def test_note_is_a_doubt_whatever_follows(run, peps):
     assert (LOG.read_bytes(), peps.journal) == (NOTE + JOB, [])
 
 
-def test_printed_way_out_of_a_doubt_orders_again(run, finish, peps, monkeypatch):
+def test_printed_way_out_of_a_doubt_orders_the_same(finish, peps, monkeypatch):
     peps.faults.append((EXECUTE, status(504)))
-    order(run, status=1)
-    note, line = LOG.read_bytes(), require_doubt(finish, peps)
+    line = only_line(finish(*ORDER, "-o", 51, status=1))
+    note = LOG.read_bytes()
     monkeypatch.delenv("PEPS_URL")
     run_as_printed(line)
     assert Path("J.log.1").read_bytes() == note
     assert only_job(peps) in LOG.read_text()
+    first, second = peps.requests(EXECUTE)
+    assert first.target == second.target
 
 
 def test_status_url_alone_is_a_log(run, peps):

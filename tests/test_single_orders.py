@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from faulty_http import Server, hold, status
+from faulty_http import Server, endless, hold, status
 from local_peps import SEARCH, acquisitions
 from stories import (
     NOVEMBER,
@@ -327,3 +327,9 @@ def test_doubt_stops_no_download(run, make_job):
     ended = run("peps_maja_download", "-p", LIST, "-w", "products", status=1)
     assert "--force" not in only_line(ended, "in doubt", f"{FIRST}.log", "list.txt")
     assert "3 products downloaded" in last(ended)
+
+
+def test_search_without_end_is_given_up(run, peps, monkeypatch):
+    monkeypatch.setattr("peps_common.PATIENCE_S", 1)
+    peps.always.append((SEARCH, endless(b"HTTP/1.1 200 OK\r\n\r\n", b" ", 0.05)))
+    only_line(order(run, status=75), peps.url[7:], "no answer")
